@@ -1,0 +1,294 @@
+// Package config reads the daemon's one configuration file.
+//
+// Every setting has a default that works; an empty or missing file is a complete
+// configuration. Decoding is strict: an unknown key, a wrong type or a duplicate
+// key is an error that names its line. Validate finds everything that is wrong
+// at once.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"go.yaml.in/yaml/v3"
+)
+
+// DefaultPath is read where no --config is given and the file exists.
+const DefaultPath = "/etc/orlop/config.yaml"
+
+// Config is the whole configuration. Its YAML comments are the reference: `orlop
+// config show` prints the file that stands for the running settings.
+type Config struct {
+	// Instance names every kernel object that the daemon makes (firewall table,
+	// interfaces, cgroup parent), so that two daemons can live on one host.
+	Instance string `yaml:"instance"`
+	// Root holds what outlives the machine's run: images, volumes, manifests, logs.
+	Root string `yaml:"root"`
+	// Run is on tmpfs and holds what dies with it: sockets, namespaces, state of containers.
+	Run string `yaml:"run"`
+
+	Log     Log     `yaml:"log"`
+	Control Control `yaml:"control"`
+	Metrics Metrics `yaml:"metrics"`
+	Keeper  Keeper  `yaml:"keeper"`
+	Cgroup  Cgroup  `yaml:"cgroup"`
+	Image   Image   `yaml:"image"`
+	Network Network `yaml:"network"`
+	Volume  Volume  `yaml:"volume"`
+	Pod     Pod     `yaml:"pod"`
+}
+
+// Log sets the daemon's own log on standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // text, json
+}
+
+// Control is the control API's socket.
+type Control struct {
+	Socket string `yaml:"socket"` // "": <run>/orlop.sock
+	// Group may use the socket besides root; whoever may use it is root on this
+	// host. "": nobody.
+	Group string `yaml:"group"`
+}
+
+// Metrics serves /metrics, /healthz and /readyz over HTTP.
+type Metrics struct {
+	Listen string `yaml:"listen"` // host:port; "off" turns it off (the control socket serves the same paths)
+}
+
+// Keeper finds the executables that run containers.
+type Keeper struct {
+	Binary string `yaml:"binary"` // "": orlop-keeper beside the daemon's own executable
+	Init   string `yaml:"init"`   // "": orlop-init beside the keeper
+}
+
+// Cgroup says where containers' control groups are made.
+type Cgroup struct {
+	Driver string `yaml:"driver"` // auto, cgroupfs, systemd
+	Parent string `yaml:"parent"` // "": /<instance>
+}
+
+// Image sets where images come from and what they may cost.
+type Image struct {
+	MaxLayerBytes int64      `yaml:"maxLayerBytes"` // unpacked size of one layer
+	MaxImageBytes int64      `yaml:"maxImageBytes"` // unpacked size of all layers
+	MaxFiles      int64      `yaml:"maxFiles"`      // entries in one image
+	Parallel      int        `yaml:"parallel"`      // layers fetched at once
+	Registries    []Registry `yaml:"registries"`
+	DockerConfig  string     `yaml:"dockerConfig"` // "": $DOCKER_CONFIG, else /root/.docker
+}
+
+// Registry is one registry host's settings.
+type Registry struct {
+	Host       string   `yaml:"host"`       // as in image names: docker.io, ghcr.io, localhost:5000
+	Mirrors    []string `yaml:"mirrors"`    // URLs (or hosts) asked first, in order
+	PlainHTTP  bool     `yaml:"plainHTTP"`  // loopback hosts are plain HTTP anyway
+	CAFile     string   `yaml:"caFile"`     // PEM, besides the system's
+	SkipVerify bool     `yaml:"skipVerify"` // of TLS certificates
+}
+
+// Network sets addresses and the way out.
+type Network struct {
+	IPv4Block  string `yaml:"ipv4Block"` // of this node's pods; "": no IPv4
+	IPv6Block  string `yaml:"ipv6Block"` // "": no IPv6
+	MTU        int    `yaml:"mtu"`       // 0: the default route's
+	Masquerade bool   `yaml:"masquerade"`
+}
+
+// Volume sets the pool of volumes.
+type Volume struct {
+	// PoolSizeBytes is the size of the pool file where the disk has no reflink.
+	// It is sparse: it takes the space that is written. 0: 80 % of the disk.
+	PoolSizeBytes int64 `yaml:"poolSizeBytes"`
+	// ReserveBytes of the host's disk are never promised to volumes.
+	ReserveBytes int64 `yaml:"reserveBytes"`
+	// Overcommit is how many times the pool's space may be promised.
+	Overcommit float64 `yaml:"overcommit"`
+}
+
+// Pod sets defaults for containers.
+type Pod struct {
+	SeccompDir  string `yaml:"seccompDir"`  // of Localhost profiles; "": <root>/seccomp
+	LogMaxBytes int64  `yaml:"logMaxBytes"` // of one log file
+	LogMaxFiles int    `yaml:"logMaxFiles"` // per container, the current one included
+	MaxPIDs     int64  `yaml:"maxPIDs"`     // per container; 0: no limit
+}
+
+// Default returns the embedded defaults.
+func Default() Config {
+	return Config{
+		Instance: "orlop",
+		Root:     "/var/lib/orlop",
+		Run:      "/run/orlop",
+		Log:      Log{Level: "info", Format: "text"},
+		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
+		Cgroup:   Cgroup{Driver: "auto"},
+		Image: Image{
+			MaxLayerBytes: 32 << 30,
+			MaxImageBytes: 64 << 30,
+			MaxFiles:      4_000_000,
+			Parallel:      4,
+		},
+		Network: Network{IPv4Block: "10.88.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
+		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
+		Pod:     Pod{LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768},
+	}
+}
+
+// Load reads the file over the defaults and validates the result. A path of ""
+// means DefaultPath if it exists, else the defaults alone; a path that is given
+// must exist.
+func Load(path string) (Config, error) {
+	explicit := path != ""
+	if !explicit {
+		path = DefaultPath
+	}
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !explicit:
+		data = nil
+	case err != nil:
+		return Config{}, errs.New(errs.Invalid, "read configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse decodes data over the defaults; path is for messages only.
+func Parse(path string, data []byte) (Config, error) {
+	c := Default()
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, errs.New(errs.Invalid, "%s: %s\nthe settings and their defaults: orlop config show", path, explain(err))
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return Config{}, errs.New(errs.Invalid, "%s: more than one YAML document; keep one", path)
+	}
+	c.fill()
+	if err := c.Validate(); err != nil {
+		return Config{}, errs.New(errs.Invalid, "%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// goType takes the Go type's name out of the library's messages.
+var goType = regexp.MustCompile(`field (\S+) not found in type config\.(\w+)`)
+
+func explain(err error) string {
+	msg := strings.TrimPrefix(err.Error(), "yaml: ")
+	msg = strings.ReplaceAll(msg, "unmarshal errors:\n  ", "")
+	return goType.ReplaceAllStringFunc(msg, func(s string) string {
+		m := goType.FindStringSubmatch(s)
+		if m[2] == "Config" {
+			return fmt.Sprintf("unknown key %q", m[1])
+		}
+		return fmt.Sprintf("unknown key %q under %q", m[1], strings.ToLower(m[2][:1])+m[2][1:])
+	})
+}
+
+// fill derives what was left to be derived from other settings.
+func (c *Config) fill() {
+	if c.Control.Socket == "" {
+		c.Control.Socket = filepath.Join(c.Run, "orlop.sock")
+	}
+	if c.Cgroup.Parent == "" {
+		c.Cgroup.Parent = "/" + c.Instance
+	}
+	if c.Pod.SeccompDir == "" {
+		c.Pod.SeccompDir = filepath.Join(c.Root, "seccomp")
+	}
+}
+
+// instanceName keeps what interface, table and cgroup names allow.
+var instanceName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)
+
+// Validate returns everything that is wrong, one line each.
+func (c *Config) Validate() error {
+	var bad []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			bad = append(bad, fmt.Errorf(format, args...))
+		}
+	}
+	oneOf := func(name, v string, of ...string) {
+		for _, o := range of {
+			if v == o {
+				return
+			}
+		}
+		check(false, "%s: %q is not one of %s", name, v, strings.Join(of, ", "))
+	}
+	check(instanceName.MatchString(c.Instance), "instance: %q must be a lower-case name of at most 31 letters, digits and dashes", c.Instance)
+	check(filepath.IsAbs(c.Root), "root: %q must be an absolute path", c.Root)
+	check(filepath.IsAbs(c.Run), "run: %q must be an absolute path", c.Run)
+	// sockaddr_un.sun_path holds 108 bytes, and the keeper's socket lies below run.
+	check(len(c.Run) <= 70, "run: %q is too long for the sockets below it (70 bytes at most)", c.Run)
+	check(len(c.Control.Socket) < 108, "control.socket: %q is longer than a socket path may be (107 bytes)", c.Control.Socket)
+	check(filepath.IsAbs(c.Control.Socket), "control.socket: %q must be an absolute path", c.Control.Socket)
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "text", "json")
+	oneOf("cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
+	check(strings.HasPrefix(c.Cgroup.Parent, "/") && filepath.Clean(c.Cgroup.Parent) == c.Cgroup.Parent && c.Cgroup.Parent != "/",
+		"cgroup.parent: %q must be a clean absolute path below the cgroup root", c.Cgroup.Parent)
+	if c.Metrics.Listen != "off" {
+		_, port, err := net.SplitHostPort(c.Metrics.Listen)
+		n, perr := strconv.ParseUint(port, 10, 16)
+		check(err == nil && perr == nil && n <= 65535, "metrics.listen: %q must be host:port, or off", c.Metrics.Listen)
+	}
+	check(c.Image.MaxLayerBytes > 0, "image.maxLayerBytes: must be above 0")
+	check(c.Image.MaxImageBytes > 0, "image.maxImageBytes: must be above 0")
+	check(c.Image.MaxFiles > 0, "image.maxFiles: must be above 0")
+	check(c.Image.Parallel >= 1 && c.Image.Parallel <= 64, "image.parallel: must be 1 to 64")
+	for i, r := range c.Image.Registries {
+		check(r.Host != "", "image.registries[%d].host: is missing", i)
+	}
+	block := func(name, s string, is4 bool, minBits, maxBits int) {
+		if s == "" {
+			return
+		}
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			check(false, "network.%s: %q is not an address block like 10.88.0.0/16", name, s)
+		case p.Addr().Is4() != is4:
+			check(false, "network.%s: %q is of the other address family", name, s)
+		case p.Masked() != p:
+			check(false, "network.%s: %q has host bits set; did you mean %s?", name, s, p.Masked())
+		case p.Bits() < minBits || p.Bits() > maxBits:
+			check(false, "network.%s: the prefix length of %q must be %d to %d", name, s, minBits, maxBits)
+		}
+	}
+	block("ipv4Block", c.Network.IPv4Block, true, 8, 28)
+	block("ipv6Block", c.Network.IPv6Block, false, 32, 120)
+	check(c.Network.IPv4Block != "" || c.Network.IPv6Block != "", "network: ipv4Block and ipv6Block are both empty; pods need an address")
+	check(c.Network.MTU == 0 || c.Network.MTU >= 1280 && c.Network.MTU <= 65535, "network.mtu: must be 0 or 1280 to 65535")
+	check(c.Volume.PoolSizeBytes == 0 || c.Volume.PoolSizeBytes >= 512<<20, "volume.poolSizeBytes: must be 0 or at least 512 MiB (536870912)")
+	check(c.Volume.ReserveBytes >= 0, "volume.reserveBytes: must not be negative")
+	check(c.Volume.Overcommit >= 1, "volume.overcommit: must be at least 1")
+	check(c.Pod.LogMaxBytes >= 64<<10, "pod.logMaxBytes: must be at least 65536")
+	check(c.Pod.LogMaxFiles >= 2 && c.Pod.LogMaxFiles <= 100, "pod.logMaxFiles: must be 2 to 100")
+	check(c.Pod.MaxPIDs >= 0, "pod.maxPIDs: must not be negative")
+	return errors.Join(bad...)
+}
+
+// YAML returns the configuration as the file that would make it.
+func (c Config) YAML() ([]byte, error) {
+	var buf bytes.Buffer
+	enc := yaml.NewEncoder(&buf)
+	enc.SetIndent(2)
+	if err := enc.Encode(c); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
