@@ -16,6 +16,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Durability says when a write is safe.
@@ -45,7 +46,7 @@ func Open(path string, d Durability) (*DB, error) {
 		NoFreelistSync: true,
 		FreelistType:   bolt.FreelistMapType,
 	})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, errs.New(errs.InUse, "open state %s: another process holds it; is a daemon already running?", path)
 	}
 	if err != nil {
