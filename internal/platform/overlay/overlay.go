@@ -1,0 +1,192 @@
+// Package overlay makes what overlayfs understands on disk (whiteouts, opaque
+// directories) and mounts it without a place in the tree.
+//
+// The format is that of Documentation/filesystems/overlayfs.rst: a whiteout is a
+// character device 0/0; a directory with the extended attribute
+// trusted.overlay.opaque = "y" hides the directories of the same name below it.
+package overlay
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// XattrPrefix is the prefix of the attributes by which overlayfs keeps its own
+	// state. What comes from outside must never set one: redirect and metacopy
+	// would name other files of the layers.
+	XattrPrefix = "trusted.overlay."
+	// UserXattrPrefix is the same for mounts with the option userxattr.
+	UserXattrPrefix = "user.overlay."
+	// MaxLower is the most lower directories that the kernel takes (OVL_MAX_STACK).
+	MaxLower = 500
+)
+
+// Whiteout makes a whiteout of that name in the directory. It returns
+// unix.EEXIST where the name exists.
+func Whiteout(dirfd int, name string) error {
+	return unix.Mknodat(dirfd, name, unix.S_IFCHR, 0)
+}
+
+// IsWhiteout tells whether st describes a whiteout.
+func IsWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+// SetOpaque marks the directory, which fd has open (not by O_PATH), as opaque.
+func SetOpaque(fd int) error {
+	return unix.Fsetxattr(fd, XattrPrefix+"opaque", []byte("y"), 0)
+}
+
+// Layers describe one overlay.
+type Layers struct {
+	Lower       []string // topmost first
+	Upper, Work string   // both empty: read-only
+}
+
+// Mount mounts the layers detached: nothing is added to any mount table, and the
+// mount is gone when the returned descriptor of its root and everything opened
+// beneath it are closed, whoever dies first.
+//
+// Files copied up keep their data with them (no metacopy, no redirect), so that
+// the upper directory is a layer like any other afterwards.
+func Mount(l Layers) (*os.File, error) {
+	f, err := mountByFsconfig(l)
+	if err == unix.EINVAL || err == unix.ENOSYS {
+		// Before Linux 6.8 a lower directory could not be given one by one, and the
+		// value of one option is at most 256 bytes.
+		f, err = mountInNamespace(l)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(l.Lower), err)
+	}
+	return f, nil
+}
+
+// fixed are options that must not follow the kernel's configured defaults.
+var fixed = [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}}
+
+func mountByFsconfig(l Layers) (*os.File, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fs)
+	set := func(k, v string) {
+		if err == nil {
+			err = unix.FsconfigSetString(fs, k, v)
+		}
+	}
+	for _, d := range l.Lower {
+		set("lowerdir+", d)
+	}
+	if l.Upper != "" {
+		set("upperdir", l.Upper)
+		set("workdir", l.Work)
+	}
+	for _, o := range fixed {
+		set(o[0], o[1])
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// mountInNamespace mounts by mount(2) in a mount namespace of a thread that is
+// thrown away, and takes a detached copy of the mount out of it.
+func mountInNamespace(l Layers) (*os.File, error) {
+	if l.Upper == "" {
+		return nil, errs.New(errs.Unsupported, "this kernel mounts no read-only overlay without a place")
+	}
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
+	go throwAway(func() {
+		fd, err := func() (int, error) {
+			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+				return -1, err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return -1, err
+			}
+			data, err := mountData(l)
+			if err != nil {
+				return -1, err
+			}
+			// The work directory's parent is made by the caller for this one mount.
+			at := filepath.Join(filepath.Dir(l.Work), "merged")
+			if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
+				return -1, err
+			}
+			if err := unix.Mount("overlay", at, "overlay", 0, data); err != nil {
+				return -1, err
+			}
+			return unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		}()
+		done <- result{fd, err}
+	})
+	r := <-done
+	if r.err != nil {
+		return nil, r.err
+	}
+	return os.NewFile(uintptr(r.fd), "overlay"), nil
+}
+
+// throwAway runs fn on a thread that ends afterwards. It must be called in a new
+// goroutine. It is never the process's first thread: that one cannot end, and
+// /proc/self shows its namespaces.
+func throwAway(fn func()) {
+	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+	if unix.Gettid() != unix.Getpid() {
+		fn()
+		return
+	}
+	done := make(chan struct{})
+	go func() { // this goroutine holds the first thread, so that one gets another
+		defer close(done)
+		throwAway(fn)
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
+// mountData returns the options for mount(2), which takes a page of them: lower
+// directories are named relative to their common parent, into which the thread goes.
+func mountData(l Layers) (string, error) {
+	parent := filepath.Dir(l.Lower[0])
+	esc := strings.NewReplacer(`\`, `\\`, `,`, `\,`, `:`, `\:`)
+	var lower []string
+	for _, d := range l.Lower {
+		if filepath.Dir(d) == parent {
+			d = filepath.Base(d)
+		}
+		lower = append(lower, esc.Replace(d))
+	}
+	if err := unix.Chdir(parent); err != nil {
+		return "", err
+	}
+	data := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + esc.Replace(l.Upper) + ",workdir=" + esc.Replace(l.Work)
+	for _, o := range fixed {
+		data += "," + o[0] + "=" + o[1]
+	}
+	if len(data) >= os.Getpagesize() {
+		return "", errs.New(errs.Unsupported, "the names of %d layers are longer than a page; Linux 6.8 or newer has no such limit", len(l.Lower))
+	}
+	return data, nil
+}
