@@ -78,8 +78,8 @@ const (
 	mib = 1 << 20
 	// MinSizeBytes is the smallest volume: below it ext4 has no room for its journal.
 	MinSizeBytes = 16 * mib
-	// MaxSizeBytes is ext4's limit with 4 KiB blocks as mkfs makes it without the 64bit
-	// feature's far end; nobody's disk comes near.
+	// MaxSizeBytes is where ext4 volumes end for now: beyond it a check after a power
+	// loss would take longer than a start may.
 	MaxSizeBytes = 16 << 40
 )
 

@@ -4,14 +4,18 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/keylock"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/volume/engine"
+	"github.com/orlop-io/orlop/internal/volume/pool"
 )
 
 // Volumes holds all claims of a node and the volumes that fulfil them.
@@ -26,15 +30,20 @@ import (
 // can be called again after a crash in its middle.
 //
 // All methods are safe for concurrent use. Operations on one claim wait for each
-// other; a context that ends while waiting leaves everything as it was.
+// other. A context that ends while an operation waits for its turn leaves
+// everything as it was; an operation that has begun is finished.
 type Volumes struct {
 	o      Options
 	log    *slog.Logger
+	pool   *pool.Pool
 	engine engine.Engine
 	locks  keylock.Locks // by claim key
 
 	claims store.Bucket[record]     // durable, by claim key
 	held   store.Bucket[attachment] // volatile, by claim key
+
+	// promising is held from asking how much may be promised until it is recorded.
+	promising sync.Mutex
 }
 
 // Options says where volumes live.
@@ -43,126 +52,158 @@ type Options struct {
 	Run  string // dies with the machine; volumes use <Run>/volume
 
 	DB       *store.DB // durable: claims and volumes
-	Volatile *store.DB // who holds what; may be the same as DB in tests only
+	Volatile *store.DB // who holds what
 
 	PoolSizeBytes int64    // of the pool's image; 0: 80 % of the disk that Root is on
 	ReserveBytes  int64    // of that disk, never promised to volumes
 	Overcommit    float64  // how many times the pool's space may be promised; 0: 1
-	Pool          PoolKind // "": found out at first start and recorded
+	Pool          PoolKind // "": found out at first start, then what is there
 
-	Log *slog.Logger
+	Log *slog.Logger // nil: none
+}
+
+// PoolKind says what the pool is.
+type PoolKind = pool.Kind
+
+const (
+	// PoolDirectory is a directory of a filesystem that can reflink.
+	PoolDirectory = pool.Directory
+	// PoolImage is an XFS filesystem in a sparse file.
+	PoolImage = pool.Image
+)
+
+// record is a claim as the durable file keeps it, with what is being done to its volume.
+type record struct {
+	Claim
+	// Expanding is the size that an expansion under way goes to; 0: none.
+	Expanding int64 `json:",omitempty"`
+}
+
+// promised is what the volume may grow to take.
+func (r record) promised() int64 { return max(r.SizeBytes, r.CapacityBytes, r.Expanding) }
+
+// attachment says who holds a volume. It is recorded before the volume is attached
+// and taken away after it is detached.
+type attachment struct {
+	Holders map[string]holder
+}
+
+type holder struct {
+	ReadOnly bool `json:",omitempty"`
+}
+
+// anyReadOnly tells whether a holder but the given one has it read-only.
+func (a attachment) anyReadOnly(but string) bool {
+	for id, h := range a.Holders {
+		if id != but && h.ReadOnly {
+			return true
+		}
+	}
+	return false
 }
 
 // Open makes the pool or attaches it, completes or undoes what a crash interrupted,
 // and returns the volumes. Mounts that pods hold are left untouched.
 func Open(ctx context.Context, o Options) (*Volumes, error) {
-	return nil, errs.New(errs.Unsupported, "open volumes: not built yet")
+	v, err := open(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("open volumes: %w", err)
+	}
+	return v, nil
 }
 
-// CreateClaim makes the claim's volume, durably. Called again with the same
-// specification it returns the claim as it is; with a larger size it expands the
-// volume; another mode, class or access modes, or a smaller size, is an errs.Invalid
-// error. Labels and annotations are replaced. No space is errs.ResourceExhausted.
-func (v *Volumes) CreateClaim(ctx context.Context, c Claim) (Claim, error) {
-	return Claim{}, errs.New(errs.Unsupported, "create claim: not built yet")
+func open(ctx context.Context, o Options) (*Volumes, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Overcommit == 0 {
+		o.Overcommit = 1
+	}
+	if o.Overcommit < 1 {
+		return nil, errs.New(errs.Invalid, "overcommit of %v is below 1", o.Overcommit)
+	}
+	v := &Volumes{o: o, log: o.Log}
+	var err error
+	if v.claims, err = store.NewBucket[record](o.DB, "volume.claims"); err != nil {
+		return nil, err
+	}
+	if v.held, err = store.NewBucket[attachment](o.Volatile, "volume.held"); err != nil {
+		return nil, err
+	}
+	if err := v.forgetFormerBoot(); err != nil {
+		return nil, err
+	}
+	all, err := v.claims.All()
+	if err != nil {
+		return nil, err
+	}
+	bound := false
+	for _, r := range all {
+		bound = bound || r.Phase == Bound
+	}
+	v.pool, err = pool.Open(ctx, pool.Options{
+		Dir: filepath.Join(o.Root, "volume"), Run: v.runDir(), Kind: o.Pool,
+		SizeBytes: o.PoolSizeBytes, ReserveBytes: o.ReserveBytes, MustExist: bound, Log: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.engine = v.pool
+	if err := os.MkdirAll(v.mountsDir(), 0o700); err != nil {
+		return nil, err
+	}
+	if err := v.recover(ctx, all); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
-// DeleteClaim removes the claim, its volume and the data. While pods hold it, it is an errs.InUse error that names them;
-// one that does not exist is an errs.NotFound error.
-func (v *Volumes) DeleteClaim(ctx context.Context, namespace, name string) error {
-	return errs.New(errs.Unsupported, "delete claim: not built yet")
+func (v *Volumes) runDir() string    { return filepath.Join(v.o.Run, "volume") }
+func (v *Volumes) mountsDir() string { return filepath.Join(v.runDir(), "mounts") }
+
+// mountDir is where a Filesystem volume is mounted for everybody on the host.
+func (v *Volumes) mountDir(id ID) string { return filepath.Join(v.mountsDir(), string(id)) }
+
+// readOnlyDir shows the same, read-only.
+func (v *Volumes) readOnlyDir(id ID) string { return v.mountDir(id) + ".ro" }
+
+// lock waits for the claim's turn. The context that it returns does not end, so that what has begun is finished.
+func (v *Volumes) lock(ctx context.Context, key string) (context.Context, func(), error) {
+	unlock, err := v.locks.Lock(ctx, key)
+	return context.WithoutCancel(ctx), unlock, err
 }
 
-// Claims returns every claim, sorted by namespace and name.
-func (v *Volumes) Claims(ctx context.Context) ([]Claim, error) {
-	return nil, errs.New(errs.Unsupported, "claims: not built yet")
+// Close lets go of the volumes. Mounts, and the pool, stay as they are, for the pods
+// that run on and for the next Open.
+func (v *Volumes) Close() error { return v.engine.Close() }
+
+// record returns the claim's record, or an errs.NotFound error for the user.
+func (v *Volumes) record(key string) (record, error) {
+	r, err := v.claims.Get(key)
+	if errors.Is(err, errs.NotFound) {
+		return r, errs.New(errs.NotFound, "claim %s does not exist; apply a PersistentVolumeClaim of that name first", key)
+	}
+	return r, err
 }
 
-// Claim returns one claim, or an errs.NotFound error.
-func (v *Volumes) Claim(ctx context.Context, namespace, name string) (Claim, error) {
-	return Claim{}, errs.New(errs.Unsupported, "claim: not built yet")
+// attachment returns who holds the claim; none is no error.
+func (v *Volumes) attachment(key string) (attachment, error) {
+	a, err := v.held.Get(key)
+	if errors.Is(err, errs.NotFound) {
+		return attachment{}, nil
+	}
+	return a, err
 }
 
-// Publish makes the claim's volume available to the holder (a pod's ID) and returns the mounted directory,
-// or for Block mode the device. With readOnly, and always for a claim that is only ReadOnlyMany,
-// the directory refuses writes; a block device does not: give the container read access only.
-// Publishing again for the same holder returns the same path.
-func (v *Volumes) Publish(ctx context.Context, namespace, name, holder string, readOnly bool) (path string, err error) {
-	return "", errs.New(errs.Unsupported, "publish: not built yet")
+// size writes bytes as a person reads them.
+func size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1024, 0
+	for ; f >= 1024 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.4g %ciB", f, units[i])
 }
-
-// Unpublish ends the holder's use of the claim. The last holder's Unpublish unmounts and detaches the volume.
-// A holder that does not hold it, or a claim that does not exist, is no error.
-func (v *Volumes) Unpublish(ctx context.Context, namespace, name, holder string) error {
-	return errs.New(errs.Unsupported, "unpublish: not built yet")
-}
-
-// UnpublishAll ends every use by the holder.
-func (v *Volumes) UnpublishAll(ctx context.Context, holder string) error {
-	return errs.New(errs.Unsupported, "unpublish: not built yet")
-}
-
-// Reconcile makes the host agree with the given set of holders: what only others hold is unpublished,
-// what nobody holds is unmounted and detached.
-func (v *Volumes) Reconcile(ctx context.Context, live map[string]bool) error {
-	return errs.New(errs.Unsupported, "reconcile volumes: not built yet")
-}
-
-// Stats describes the pool, for metrics and `orlop system df`.
-func (v *Volumes) Stats(ctx context.Context) (Stats, error) {
-	return Stats{}, errs.New(errs.Unsupported, "volume stats: not built yet")
-}
-
-// Trim gives blocks that are no longer used back to the pool and to the host's disk, and returns how many bytes the filesystems trimmed.
-func (v *Volumes) Trim(ctx context.Context) (int64, error) {
-	return 0, errs.New(errs.Unsupported, "trim: not built yet")
-}
-
-// Close lets go of the volumes. Mounts stay as they are, for the pods that run on.
-func (v *Volumes) Close() error { return nil }
-
-// Teardown unmounts and detaches every volume and the pool. The data stays. Afterwards only Close and Purge may be called.
-func (v *Volumes) Teardown(ctx context.Context) error {
-	return errs.New(errs.Unsupported, "tear down volumes: not built yet")
-}
-
-// Purge is Teardown, and removes claims, volumes, the pool and all data.
-func (v *Volumes) Purge(ctx context.Context) error {
-	return errs.New(errs.Unsupported, "purge volumes: not built yet")
-}
-
-// Stats is the state of the pool in numbers.
-type Stats struct {
-	Pool            PoolKind
-	CapacityBytes   int64 // that all volumes together can ever take
-	UsedBytes       int64 // taken now
-	FreeBytes       int64 // that can still be written now, the reserve left alone
-	PromisedBytes   int64 // sum of all volumes' sizes
-	PromisableBytes int64 // that new volumes may still ask for
-	HostFreeBytes   int64 // of the disk below
-	ReserveBytes    int64
-	Claims          int
-	Published       int // volumes that somebody holds
-}
-
-// PoolKind says what the pool is.
-type PoolKind string
-
-const (
-	// PoolDirectory is a directory of a filesystem that can reflink.
-	PoolDirectory PoolKind = "directory"
-	// PoolImage is an XFS filesystem in a sparse file.
-	PoolImage PoolKind = "image"
-)
-
-// record is a claim as the durable file keeps it, with its volume.
-type record struct{ Claim Claim }
-
-// attachment says who holds a volume.
-type attachment struct{ Holders map[string]holder }
-
-type holder struct{ ReadOnly bool }
-
-func (v *Volumes) dir() string { return filepath.Join(v.o.Run, "volume") }
-
-func size(n int64) string { return fmt.Sprint(n) }

@@ -60,7 +60,7 @@ type Engine interface {
 	// Stat returns size and use of one volume, or an errs.NotFound error.
 	Stat(ctx context.Context, id ID) (Stat, error)
 
-	// List returns every volume there is, those too whose Create did not return.
+	// List returns every volume there is.
 	List(ctx context.Context) ([]ID, error)
 
 	// Space tells how much the engine can hold.

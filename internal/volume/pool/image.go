@@ -1,0 +1,234 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/orlop-io/orlop/internal/base/atomicfile"
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/platform/loop"
+	"github.com/orlop-io/orlop/internal/platform/mount"
+	"github.com/orlop-io/orlop/internal/platform/xfs"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	faultPoolSized     = fault.New("volume.pool.image-sized")
+	faultPoolFormatted = fault.New("volume.pool.image-formatted")
+	faultPoolRenamed   = fault.New("volume.pool.image-renamed")
+	faultPoolAttached  = fault.New("volume.pool.attached")
+	faultPoolMounted   = fault.New("volume.pool.mounted")
+	faultPoolGrown     = fault.New("volume.pool.file-grown")
+	faultPoolRefreshed = fault.New("volume.pool.device-grown")
+)
+
+// openImage makes the image if it is missing, and mounts it if it is not mounted.
+func (p *Pool) openImage(ctx context.Context, exists bool) error {
+	if err := os.Remove(p.image + ".tmp"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	want, err := p.wantSize()
+	if err != nil {
+		return err
+	}
+	if !exists {
+		if err := makeImage(ctx, p.image, want); err != nil {
+			return fmt.Errorf("make the pool's image %s: %w", p.image, err)
+		}
+		p.o.Log.Info("made the pool of volumes", "image", p.image, "bytes", want)
+	}
+	if _, err := xfs.ReadUUID(p.image); err != nil {
+		return fmt.Errorf("the pool's image is damaged, and is left as it is: %w", err)
+	}
+	if err := os.Mkdir(p.root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	mounted, err := p.mounted()
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		if err := p.mount(ctx); err != nil {
+			return err
+		}
+	}
+	// Unbindable is private too: what is mounted here goes to no other namespace later.
+	if err := unix.Mount("", p.root, "", unix.MS_UNBINDABLE, ""); err != nil {
+		return fmt.Errorf("make the pool's mount unbindable: %w", err)
+	}
+	return p.grow(ctx, want)
+}
+
+// wantSize returns the size that the image should have.
+func (p *Pool) wantSize() (int64, error) {
+	n := p.o.SizeBytes
+	if n == 0 {
+		// The image of an earlier start keeps its size: the disk has not changed.
+		if st, err := os.Stat(p.image); err == nil {
+			return st.Size(), nil
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(p.o.Dir, &st); err != nil {
+			return 0, &os.PathError{Op: "statfs", Path: p.o.Dir, Err: err}
+		}
+		n = max(int64(st.Blocks)*st.Bsize/10*8, 512<<20)
+	}
+	n = n >> 20 << 20
+	if n < xfs.MinSizeBytes {
+		return 0, errs.New(errs.Invalid, "a pool of %d bytes is too small; set volume.poolSizeBytes to %d at least", n, 512<<20)
+	}
+	return n, nil
+}
+
+// makeImage makes a formatted image, durable under its name or not there at all.
+func makeImage(ctx context.Context, path string, sizeBytes int64) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	defer os.Remove(tmp) // without effect after the rename
+	if err := f.Truncate(sizeBytes); err != nil {
+		if errors.Is(err, unix.EFBIG) {
+			return errs.New(errs.Invalid, "the disk's filesystem holds no file of %d bytes; set volume.poolSizeBytes lower", sizeBytes)
+		}
+		return err
+	}
+	faultPoolSized.Hit()
+	if err := xfs.Make(ctx, tmp, uuid.New()); err != nil {
+		return err
+	}
+	faultPoolFormatted.Hit()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	faultPoolRenamed.Hit()
+	return atomicfile.SyncDir(filepath.Dir(path))
+}
+
+// mounted tells whether the pool's own image is mounted at its place.
+func (p *Pool) mounted() (bool, error) {
+	m, ok, err := mount.At(p.root)
+	if err != nil || !ok {
+		return false, err
+	}
+	dev, ok, err := loop.Find(p.image)
+	if err != nil {
+		return false, err
+	}
+	if !ok || dev.Device != m.Source {
+		return false, errs.New(errs.FailedPrecondition, "%s is a mount of %s, not of the pool's image %s; unmount it", p.root, m.Source, p.image)
+	}
+	return true, nil
+}
+
+func (p *Pool) mount(ctx context.Context) error {
+	dev, err := loop.Attach(ctx, p.image, loop.Options{DirectIO: true, Autoclear: true})
+	if err != nil {
+		return err
+	}
+	defer dev.Close() // the mount keeps it
+	faultPoolAttached.Hit()
+	if !dev.DirectIO {
+		p.o.Log.Warn("the pool's image is read and written through the page cache: the disk's filesystem has no direct I/O", "image", p.image)
+	}
+	// discard: what a volume frees is punched out of the image, and so given back to the host.
+	err = unix.Mount(dev.Path, p.root, "xfs", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NOATIME, "discard")
+	if errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EINVAL) {
+		return errs.New(errs.Corrupt, "mount the pool's image %s: %w; it is left as it is, look at it with: xfs_repair -n -f %s", p.image, err, p.image)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return errs.New(errs.Unsupported, "mount the pool's image %s: this kernel has no XFS; load the module: modprobe xfs", p.image)
+	}
+	if err != nil {
+		return fmt.Errorf("mount the pool's image %s: %w", p.image, err)
+	}
+	faultPoolMounted.Hit()
+	return nil
+}
+
+// grow makes file, device and filesystem at least so large. Each step compares with what
+// is there, so that the next Open completes an interrupted one.
+func (p *Pool) grow(ctx context.Context, want int64) error {
+	st, err := os.Stat(p.image)
+	if err != nil {
+		return err
+	}
+	if want < st.Size() {
+		p.o.Log.Warn("the pool cannot shrink; it keeps its size", "image", p.image, "bytes", st.Size(), "configured", want)
+		want = st.Size()
+	}
+	if want > st.Size() {
+		if err := truncate(p.image, want); err != nil {
+			return fmt.Errorf("grow the pool's image to %d bytes: %w", want, err)
+		}
+		p.o.Log.Info("the pool of volumes grows", "image", p.image, "bytes", want)
+		faultPoolGrown.Hit()
+	}
+	dev, ok, err := loop.Find(p.image)
+	if err != nil || !ok {
+		return fmt.Errorf("find the pool's device (found: %v): %w", ok, err)
+	}
+	if dev.SizeBytes < want {
+		if err := loop.Refresh(p.image); err != nil {
+			return err
+		}
+		faultPoolRefreshed.Hit()
+	}
+	have, err := xfs.SizeBytes(p.root)
+	if err != nil {
+		return err
+	}
+	// The last allocation group is left out where it would be too small to be one.
+	if want-have < 16<<20 {
+		return nil
+	}
+	return xfs.Grow(ctx, p.root)
+}
+
+// truncate grows a file durably.
+func truncate(path string, sizeBytes int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(sizeBytes); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// TeardownImage unmounts the pool below run and detaches the image below dir, if
+// there are such. It needs no open Pool, so that what a broken start left can be
+// taken away too.
+func TeardownImage(ctx context.Context, dir, run string) error {
+	root, image := filepath.Join(run, "pool"), filepath.Join(dir, "pool.img")
+	// Unmounting waits for blocks that are being freed in the background.
+	err := mount.Unmount(ctx, root, 10*time.Second)
+	if errors.Is(err, errs.InUse) {
+		err = errors.Join(err, mount.Detach(root))
+	}
+	if err != nil {
+		return fmt.Errorf("tear down the volume pool: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := loop.Detach(ctx, image); err != nil {
+		return fmt.Errorf("tear down the volume pool: %w", err)
+	}
+	if err := os.Remove(root); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("tear down the volume pool: %w", err)
+	}
+	return nil
+}

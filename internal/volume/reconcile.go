@@ -1,0 +1,260 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/store"
+	"github.com/orlop-io/orlop/internal/platform/mount"
+)
+
+func splitKey(key string) (namespace, name string) {
+	namespace, name, _ = strings.Cut(key, "/")
+	return namespace, name
+}
+
+// forgetFormerBoot clears who holds what if the machine was started since: its
+// mounts and devices are gone. The directory of a volatile file need not be on tmpfs, so the
+// kernel's boot id tells.
+func (v *Volumes) forgetFormerBoot() error {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	now := strings.TrimSpace(string(raw))
+	boots, err := store.NewBucket[string](v.o.Volatile, "volume.boot")
+	if err != nil {
+		return err
+	}
+	return v.o.Volatile.Update(func(tx store.Tx) error {
+		last, err := boots.GetTx(tx, "id")
+		if err == nil && last == now {
+			return nil
+		}
+		all, err := v.held.AllTx(tx)
+		if err != nil {
+			return err
+		}
+		for key := range all {
+			if err := v.held.DeleteTx(tx, key); err != nil {
+				return err
+			}
+		}
+		return boots.PutTx(tx, "id", now)
+	})
+}
+
+// recover completes or undoes what a crash interrupted. One volume that cannot be recovered
+// is logged and stays as its record says; the others are not held up by it.
+func (v *Volumes) recover(ctx context.Context, all map[string]record) error {
+	for key, r := range all {
+		var err error
+		switch {
+		case r.Phase == Pending:
+			// Its creation was never acknowledged.
+			v.log.Info("undo an interrupted creation", "claim", key, "volume", r.Volume)
+			if err = v.release(ctx, r.Volume); err == nil {
+				err = v.undoCreate(ctx, r)
+			}
+		case r.Phase == Deleting:
+			v.log.Info("complete an interrupted deletion", "claim", key, "volume", r.Volume)
+			err = v.finishDelete(ctx, r)
+		case r.Expanding != 0:
+			v.log.Info("complete an interrupted expansion", "claim", key, "volume", r.Volume)
+			_, err = v.finishExpand(ctx, r)
+		}
+		if err != nil {
+			v.log.Error("a volume could not be recovered", "claim", key, "volume", r.Volume, "error", err)
+		}
+	}
+	if err := v.sweep(ctx); err != nil {
+		v.log.Error("what nobody holds could not be taken away", "error", err)
+	}
+	v.reportMissing(ctx)
+	return nil
+}
+
+// reportMissing logs where records and images do not agree. Neither is changed: an image
+// without a record holds somebody's data.
+func (v *Volumes) reportMissing(ctx context.Context) {
+	ids, err := v.engine.List(ctx)
+	if err != nil {
+		v.log.Error("volumes could not be listed", "error", err)
+		return
+	}
+	all, err := v.claims.All()
+	if err != nil {
+		v.log.Error("claims could not be listed", "error", err)
+		return
+	}
+	known := make(map[ID]bool)
+	for _, r := range all {
+		known[r.Volume] = true
+	}
+	for _, id := range ids {
+		if !known[id] {
+			v.log.Warn("a volume has no claim; it is left as it is", "volume", id)
+		}
+	}
+	for key, r := range all {
+		if _, err := v.engine.Stat(ctx, r.Volume); errors.Is(err, errs.NotFound) {
+			v.log.Error("the data of a claim is missing", "claim", key, "volume", r.Volume)
+		}
+	}
+}
+
+// Reconcile makes the host agree with the given set of holders: what only others
+// hold is unpublished, what nobody holds is unmounted and detached. What live
+// holders have is not touched. It goes on after an error and returns all of them.
+func (v *Volumes) Reconcile(ctx context.Context, live map[string]bool) error {
+	all, err := v.held.All()
+	if err != nil {
+		return err
+	}
+	var bad []error
+	for key, a := range all {
+		for id := range a.Holders {
+			if !live[id] {
+				v.log.Info("take a volume back from a pod that is gone", "claim", key, "pod", id)
+				ns, name := splitKey(key)
+				bad = append(bad, v.Unpublish(ctx, ns, name, id))
+			}
+		}
+	}
+	bad = append(bad, v.sweep(ctx))
+	if err := errors.Join(bad...); err != nil {
+		return fmt.Errorf("reconcile volumes: %w", err)
+	}
+	return nil
+}
+
+// sweep unmounts and detaches every volume that nobody holds.
+func (v *Volumes) sweep(ctx context.Context) error {
+	present := make(map[ID]bool)
+	attached, err := v.engine.Attached(ctx)
+	if err != nil {
+		return err
+	}
+	for id := range attached {
+		present[id] = true
+	}
+	entries, err := os.ReadDir(v.mountsDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		present[ID(strings.TrimSuffix(e.Name(), ".ro"))] = true
+	}
+	if len(present) == 0 {
+		return nil
+	}
+	claims, err := v.claims.All()
+	if err != nil {
+		return err
+	}
+	keys := make(map[ID]string)
+	for key, r := range claims {
+		keys[r.Volume] = key
+	}
+	var bad []error
+	for id := range present {
+		if err := v.sweepOne(ctx, keys[id], id); err != nil {
+			bad = append(bad, err)
+		}
+	}
+	return errors.Join(bad...)
+}
+
+// sweepOne releases the volume unless somebody holds it; key is "" for one that no claim has.
+func (v *Volumes) sweepOne(ctx context.Context, key string, id ID) error {
+	if key == "" {
+		if err := unmountOnly(ctx, v, id); err != nil {
+			return err
+		}
+		return nil
+	}
+	ctx, unlock, err := v.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := v.claims.Get(key)
+	if err != nil || r.Volume != id {
+		return nil // deleted meanwhile, and with that released
+	}
+	a, err := v.attachment(key)
+	if err != nil {
+		return err
+	}
+	if len(a.Holders) == 0 {
+		v.log.Info("release a volume that nobody holds", "claim", key, "volume", id)
+		return v.release(ctx, id)
+	}
+	if !a.anyReadOnly("") {
+		return unmount(ctx, v.readOnlyDir(id))
+	}
+	return nil
+}
+
+// unmountOnly takes away what lies at the mount points of a volume without a claim.
+func unmountOnly(ctx context.Context, v *Volumes, id ID) error {
+	if !strings.Contains(string(id), string(filepath.Separator)) {
+		for _, dir := range []string{v.readOnlyDir(id), v.mountDir(id)} {
+			if err := unmount(ctx, dir); err != nil {
+				return err
+			}
+		}
+	}
+	if err := v.detach(ctx, id); !errors.Is(err, errs.Invalid) { // Invalid: not the name of a volume
+		return err
+	}
+	return nil
+}
+
+// Teardown unmounts and detaches every volume and the pool, whoever holds them, and
+// forgets the holders. The data stays. Afterwards only Close and Purge may be called.
+func (v *Volumes) Teardown(ctx context.Context) error {
+	all, err := v.held.All()
+	if err != nil {
+		return err
+	}
+	bad := []error{mount.UnmountBelow(ctx, v.mountsDir(), patience)}
+	attached, err := v.engine.Attached(ctx)
+	bad = append(bad, err)
+	for id := range attached {
+		bad = append(bad, v.detach(ctx, id))
+	}
+	for key := range all {
+		bad = append(bad, v.held.Delete(key))
+	}
+	bad = append(bad, v.engine.Teardown(ctx))
+	if err := errors.Join(bad...); err != nil {
+		return fmt.Errorf("tear down volumes: %w", err)
+	}
+	return os.RemoveAll(v.runDir()) // directories only: nothing is mounted there
+}
+
+// Purge is Teardown, and removes claims, volumes, the pool and all data.
+func (v *Volumes) Purge(ctx context.Context) error {
+	if err := v.Teardown(ctx); err != nil {
+		return err
+	}
+	all, err := v.claims.All()
+	if err != nil {
+		return err
+	}
+	for key := range all {
+		if err := v.claims.Delete(key); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(v.o.Root, "volume")); err != nil {
+		return fmt.Errorf("purge volumes: %w", err)
+	}
+	return nil
+}
