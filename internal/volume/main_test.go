@@ -21,7 +21,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests attach and mount real volumes: run them as root")
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if crashDir != "" {
+		os.RemoveAll(crashDir)
+	}
+	os.Exit(code)
 }
 
 const mib = 1 << 20
