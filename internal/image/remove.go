@@ -2,6 +2,8 @@ package image
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -29,10 +31,69 @@ type PruneOptions struct {
 // ID takes all the names of the image. An image that inUse (which may be nil)
 // claims, or that is Hold'ed, keeps its last name: errs.InUse.
 func (s *Store) Remove(ctx context.Context, nameOrID string, inUse func(id digest.Digest) bool) (Removed, error) {
-	return Removed{}, errs.New(errs.Unsupported, "not built yet")
+	s.mu.Lock()
+	r, name, err := s.find(nameOrID)
+	if err != nil {
+		s.mu.Unlock()
+		return Removed{}, err
+	}
+	held := s.st.holds[r.ID] > 0
+	names, tags := s.namesOf(r.ID)
+	s.mu.Unlock()
+
+	ch := change{names: names, images: []digest.Digest{r.ID}}
+	if name != "" && !strings.Contains(name, "@") && tags > 1 {
+		ch = change{names: []string{name}} // others stay
+	} else if held || inUse != nil && inUse(r.ID) {
+		return Removed{}, errs.New(errs.InUse, "image %q is used by a container; delete its pod first (orlop ps shows them)", nameOrID)
+	}
+	freed, err := s.sweep(&ch)
+	if err != nil {
+		return Removed{}, errs.New(errs.KindOf(err), "remove image %q: %w", nameOrID, err)
+	}
+	if len(ch.images)+len(ch.names) == 0 { // held since
+		return Removed{}, errs.New(errs.InUse, "image %q is just being used by a container that starts", nameOrID)
+	}
+	return Removed{Untagged: ch.names, Images: ch.images, FreedBytes: freed}, nil
+}
+
+// namesOf returns everything that names the image, sorted, and how many of them
+// are tags. The caller holds mu.
+func (s *Store) namesOf(id digest.Digest) (names []string, tags int) {
+	for n, to := range s.st.names {
+		if to.ID == id {
+			names = append(names, n)
+			if !strings.Contains(n, "@") {
+				tags++
+			}
+		}
+	}
+	slices.Sort(names)
+	return names, tags
 }
 
 // Prune removes images that nothing uses, and all content that no image reaches.
+// Pinned images stay.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
-	return Pruned{}, errs.New(errs.Unsupported, "not built yet")
+	s.mu.Lock()
+	var candidates []digest.Digest
+	for id, r := range s.st.images {
+		_, tags := s.namesOf(id)
+		if !r.Pinned && s.st.holds[id] == 0 && (o.All || tags == 0) {
+			candidates = append(candidates, id)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(candidates)
+	var ch change
+	for _, id := range candidates {
+		if o.InUse == nil || !o.InUse(id) {
+			ch.images = append(ch.images, id)
+		}
+	}
+	freed, err := s.sweep(&ch)
+	if err != nil {
+		return Pruned{}, errs.New(errs.KindOf(err), "prune images: %w", err)
+	}
+	return Pruned{Untagged: ch.names, Images: ch.images, FreedBytes: freed}, nil
 }

@@ -2,10 +2,17 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/store"
@@ -25,36 +32,95 @@ type Options struct {
 
 // Store keeps images. It is safe for concurrent use; one process at a time may
 // have a Root open (the DB's lock sees to that).
+//
+// Locks: write serialises what changes records (recording an image, tagging,
+// removing, sweeping), so that each sees a consistent whole; mu guards the state
+// in memory and is never held over a disk write or the network. Reading takes mu
+// only. Work on layers holds neither: it claims what it needs to stay.
 type Store struct {
-	o  Options
+	o    Options
+	root string // Options.Root/image
+	boot string
+	db   buckets
+
+	write sync.Mutex
+
 	mu sync.Mutex
+	st state
+
+	flights flights
+	durable syncer
+	regs    registries
 }
 
 // Open opens the store, making it where it is missing, and removes what a crash
 // has left: content that no record reaches, unfinished downloads, and unpacked
 // layers that a power loss may have torn.
 func Open(ctx context.Context, o Options) (*Store, error) {
-	return &Store{o: o}, nil
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{o: o, root: filepath.Join(o.Root, "image")}
+	var err error
+	if s.boot, err = bootID(); err != nil {
+		return nil, err
+	}
+	if s.db, err = openBuckets(o.DB); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
+	}
+	if s.regs, err = newRegistries(o.Config); err != nil {
+		return nil, err
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
+	}
+	s.startSyncer()
+	s.durable.wake() // what a former process had no time for
+	return s, nil
 }
 
 // Close waits for background work (making layers durable). The DB stays open.
-func (s *Store) Close() error { return nil }
+// No method may be running or be called afterwards.
+func (s *Store) Close() error {
+	s.stopSyncer()
+	s.regs.close()
+	return nil
+}
 
 // Usage returns the disk space and the number of files that the store takes.
 func (s *Store) Usage(ctx context.Context) (bytes, inodes int64, err error) {
-	return 0, 0, errs.New(errs.Unsupported, "not built yet")
+	err = filepath.WalkDir(s.root, func(_ string, d fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			if os.IsNotExist(err) {
+				return nil // removed meanwhile
+			}
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			if os.IsNotExist(err) {
+				return nil
+			}
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			bytes += st.Blocks * 512
+		}
+		inodes++
+		return nil
+	})
+	if err != nil {
+		return 0, 0, errs.New(errs.KindOf(err), "measure the image store: %w", err)
+	}
+	return bytes, inodes, nil
 }
 
-// LayerDirs returns the directories that overlayfs takes as lower ones, topmost
-// FIRST, every one completely unpacked (unpacking what is not). The image is
-// Hold'ed by the caller or known to InUse while they are mounted. The directories
-// must not be written to.
-func (s *Store) LayerDirs(ctx context.Context, id digest.Digest) ([]string, error) {
-	return nil, errs.New(errs.Unsupported, "not built yet")
-}
-
-// Hold keeps the image and its layers from Remove and Prune until release is
-// called; it closes the gap between resolving an image and recording its use.
-func (s *Store) Hold(id digest.Digest) (release func(), err error) {
-	return func() {}, nil
+// randomName returns 8 letters and digits.
+func randomName() string {
+	var b [5]byte
+	rand.Read(b[:]) // never fails
+	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
 }

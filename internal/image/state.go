@@ -1,0 +1,633 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/orlop-io/orlop/internal/base/atomicfile"
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/store"
+)
+
+var (
+	faultBlobCommitted  = fault.New("image.commit.blob-renamed")
+	faultLayerCommitted = fault.New("image.commit.layer-renamed")
+	faultBeforeRecord   = fault.New("image.commit.synced")
+	faultRecorded       = fault.New("image.commit.recorded")
+	faultSweepRecorded  = fault.New("image.sweep.recorded")
+	faultSweepMoved     = fault.New("image.sweep.moved")
+	faultOpenCleaned    = fault.New("image.open.temporaries-removed")
+)
+
+// state is the records and the content of the store in memory. Every field is
+// guarded by Store.mu. Changes of records are serialised by Store.write, reach the
+// state file first, and are then made here.
+type state struct {
+	images map[digest.Digest]imageRecord
+	names  map[string]nameRecord
+	layers map[layerKey]*layer
+	blobs  map[digest.Digest]*blob
+	holds  map[digest.Digest]int // of images
+}
+
+// layer is an unpacked layer, or one that could be unpacked again.
+type layer struct {
+	rec   layerRecord
+	refs  int  // operations that need it to stay
+	saved bool // has a record in the state file
+	ready bool // its directory is there, complete
+}
+
+// blob is a file of the content store.
+type blob struct {
+	size int64
+	refs int // operations that need it to stay
+}
+
+func (s *Store) dir(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
+
+func (s *Store) blobPath(d digest.Digest) string {
+	return s.dir("blobs", d.Algorithm().String(), d.Encoded())
+}
+
+func (s *Store) layerDir(rec layerRecord) string { return s.dir("layers", rec.Dir) }
+
+// load reads records and directories, and removes what no record reaches.
+func (s *Store) load(ctx context.Context) error {
+	for _, d := range []string{"blobs/sha256", "layers", "tmp"} {
+		if err := os.MkdirAll(s.dir(d), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := atomicfile.Write(s.dir("oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600, false); err != nil {
+		return err
+	}
+	if err := s.emptyTemp(ctx); err != nil {
+		return err
+	}
+	faultOpenCleaned.Hit()
+
+	var layers map[string]layerRecord
+	var images map[string]imageRecord
+	var err error
+	if images, err = s.db.images.All(); err != nil {
+		return err
+	}
+	if s.st.names, err = s.db.names.All(); err != nil {
+		return err
+	}
+	if layers, err = s.db.layers.All(); err != nil {
+		return err
+	}
+	s.st.images = make(map[digest.Digest]imageRecord, len(images))
+	for _, r := range images {
+		s.st.images[r.ID] = r
+	}
+	s.st.holds = make(map[digest.Digest]int)
+	if err := s.loadBlobs(); err != nil {
+		return err
+	}
+	if err := s.loadLayers(layers); err != nil {
+		return err
+	}
+	_, err = s.sweep(nil)
+	return err
+}
+
+// emptyTemp removes what unfinished work of a former process has left.
+func (s *Store) emptyTemp(ctx context.Context) error {
+	left, err := os.ReadDir(s.dir("tmp"))
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := os.RemoveAll(s.dir("tmp", e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) loadBlobs() error {
+	s.st.blobs = make(map[digest.Digest]*blob)
+	files, err := os.ReadDir(s.dir("blobs/sha256"))
+	if err != nil {
+		return err
+	}
+	for _, e := range files {
+		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if d.Validate() != nil || !info.Mode().IsRegular() {
+			s.o.Log.Warn("removing what is no blob", "path", s.dir("blobs/sha256", e.Name()))
+			if err := os.RemoveAll(s.dir("blobs/sha256", e.Name())); err != nil {
+				return err
+			}
+			continue
+		}
+		s.st.blobs[d] = &blob{size: info.Size()}
+	}
+	return nil
+}
+
+func (s *Store) loadLayers(records map[string]layerRecord) error {
+	s.st.layers = make(map[layerKey]*layer, len(records))
+	known := make(map[string]bool)
+	for key, rec := range records {
+		l := &layer{rec: rec, saved: true}
+		s.st.layers[layerKey(key)] = l
+		if !rec.Durable && rec.Boot != s.boot {
+			// The machine went down before the files were surely on the disk.
+			s.o.Log.Info("layer will be unpacked again, since the machine went down before it was on the disk", "layer", rec.DiffID)
+			continue
+		}
+		if _, err := os.Lstat(s.layerDir(rec)); err == nil {
+			l.ready = true
+			known[rec.Dir] = true
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if b := s.st.blobs[rec.Blob.Digest]; !l.ready && (b == nil || b.size != rec.Blob.SizeBytes) {
+			s.o.Log.Error("a layer is lost: neither its files nor its blob are here; pull its images again", "layer", rec.DiffID)
+			delete(s.st.layers, layerKey(key))
+		}
+	}
+	dirs, err := os.ReadDir(s.dir("layers"))
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		if !known[e.Name()] {
+			if err := os.RemoveAll(s.dir("layers", e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// claims are what one operation needs to stay while it runs.
+type claims struct {
+	s      *Store
+	layers []layerKey
+	blobs  []digest.Digest
+}
+
+func (s *Store) newClaims() *claims { return &claims{s: s} }
+
+// layer claims the layer if it is here.
+func (c *claims) layer(key layerKey) (layerRecord, bool) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return c.layerLocked(key)
+}
+
+func (c *claims) layerLocked(key layerKey) (layerRecord, bool) {
+	l := c.s.st.layers[key]
+	if l == nil {
+		return layerRecord{}, false
+	}
+	l.refs++
+	c.layers = append(c.layers, key)
+	return l.rec, true
+}
+
+// blob claims the blob if it is here with that size (any, if negative).
+func (c *claims) blob(b blobRef) bool {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	have := c.s.st.blobs[b.Digest]
+	if have == nil || b.SizeBytes >= 0 && have.size != b.SizeBytes {
+		return false
+	}
+	have.refs++
+	c.blobs = append(c.blobs, b.Digest)
+	return true
+}
+
+// release gives everything back, and removes what nothing needs then.
+func (c *claims) release() {
+	c.s.mu.Lock()
+	for _, k := range c.layers {
+		if l := c.s.st.layers[k]; l != nil {
+			l.refs--
+		}
+	}
+	for _, d := range c.blobs {
+		if b := c.s.st.blobs[d]; b != nil {
+			b.refs--
+		}
+	}
+	c.layers, c.blobs = nil, nil
+	c.s.mu.Unlock()
+	if _, err := c.s.sweep(nil); err != nil {
+		c.s.o.Log.Warn("sweep after an operation", "err", err)
+	}
+}
+
+// commitBlob puts the verified, synced file in its place and claims it.
+func (c *claims) commitBlob(file string, b blobRef) error {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	have := c.s.st.blobs[b.Digest]
+	if have == nil || have.size != b.SizeBytes {
+		if err := os.Rename(file, c.s.blobPath(b.Digest)); err != nil {
+			return err
+		}
+		refs := 0
+		if have != nil {
+			refs = have.refs
+		}
+		have = &blob{size: b.SizeBytes, refs: refs}
+		c.s.st.blobs[b.Digest] = have
+		faultBlobCommitted.Hit()
+	}
+	have.refs++
+	c.blobs = append(c.blobs, b.Digest)
+	return nil
+}
+
+// putBlob writes small content (manifests, configurations) and claims it.
+func (c *claims) putBlob(mediaType string, data []byte) (blobRef, error) {
+	b := blobRef{mediaType, digest.FromBytes(data), int64(len(data))}
+	if c.blob(b) {
+		return b, nil
+	}
+	f, err := os.CreateTemp(c.s.dir("tmp"), "blob-")
+	if err != nil {
+		return b, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return b, diskError(err)
+	}
+	if err := f.Sync(); err != nil {
+		return b, diskError(err)
+	}
+	return b, c.commitBlob(f.Name(), b)
+}
+
+// commitLayer puts an unpacked directory in its place under the key and claims it.
+// Where the layer has come from elsewhere meanwhile, that one is taken.
+func (c *claims) commitLayer(key layerKey, diffDir string, rec layerRecord) (layerRecord, error) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	l := c.s.st.layers[key]
+	if l == nil || !l.ready {
+		rec.Boot, rec.Durable = c.s.boot, false
+		rec.Dir = newDirName(c.s.st.layers)
+		if err := os.Rename(diffDir, c.s.layerDir(rec)); err != nil {
+			return rec, err
+		}
+		if l == nil {
+			l = &layer{}
+			c.s.st.layers[key] = l
+		}
+		l.rec, l.ready = rec, true
+		l.saved = false // also where the record is to be replaced
+		faultLayerCommitted.Hit()
+	}
+	l.refs++
+	c.layers = append(c.layers, key)
+	return l.rec, nil
+}
+
+// newDirName returns a short name: the kernel's mount options are limited.
+func newDirName(layers map[layerKey]*layer) string {
+	taken := make(map[string]bool, len(layers))
+	for _, l := range layers {
+		taken[l.rec.Dir] = true
+	}
+	for {
+		if n := randomName(); !taken[n] {
+			return n
+		}
+	}
+}
+
+// record makes the image and its names durable: everything that it reaches is on
+// the disk (but unpacked layers, see layerRecord.Durable) before its record is.
+func (s *Store) record(img imageRecord, names []string, manifest digest.Digest) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := atomicfile.SyncDir(s.dir("blobs/sha256")); err != nil {
+		return err
+	}
+	faultBeforeRecord.Hit()
+	s.mu.Lock()
+	if old, ok := s.st.images[img.ID]; ok {
+		img = merge(old, img)
+	}
+	fresh := make(map[layerKey]layerRecord)
+	for _, ref := range img.Layers {
+		l := s.st.layers[ref.Key]
+		if l == nil {
+			s.mu.Unlock()
+			return errs.New(errs.Internal, "record image %s: layer %s is gone", img.ID, ref.Key)
+		}
+		if !l.saved {
+			fresh[ref.Key] = l.rec
+		}
+	}
+	s.mu.Unlock()
+	err := s.o.DB.Update(func(tx store.Tx) error {
+		for k, rec := range fresh {
+			if err := s.db.layers.PutTx(tx, string(k), rec); err != nil {
+				return err
+			}
+		}
+		if err := s.db.images.PutTx(tx, img.ID.String(), img); err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := s.db.names.PutTx(tx, n, nameRecord{img.ID, manifest}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	faultRecorded.Hit()
+	s.mu.Lock()
+	s.st.images[img.ID] = img
+	for _, n := range names {
+		s.st.names[n] = nameRecord{img.ID, manifest}
+	}
+	for k := range fresh {
+		s.st.layers[k].saved = true
+	}
+	s.mu.Unlock()
+	s.durable.wake()
+	return nil
+}
+
+// merge keeps the older manifests of the same image.
+func merge(old, img imageRecord) imageRecord {
+	img.Pinned = img.Pinned || old.Pinned
+	img.Others = nil
+	for _, m := range append(old.Others, old.ref()) {
+		if m.Manifest.Digest != img.Manifest.Digest {
+			img.Others = append(img.Others, m)
+		}
+	}
+	if n := len(img.Others); n > maxOtherManifests {
+		img.Others = img.Others[n-maxOtherManifests:]
+	}
+	return img
+}
+
+// maxOtherManifests bounds what repeated pulls of recompressed images keep.
+const maxOtherManifests = 8
+
+func (r *imageRecord) ref() manifestRef {
+	m := manifestRef{Manifest: r.Manifest}
+	for _, l := range r.Layers {
+		m.Blobs = append(m.Blobs, l.Blob)
+	}
+	return m
+}
+
+// change is what a sweep takes besides garbage.
+type change struct {
+	images []digest.Digest
+	names  []string
+}
+
+// settle makes the change fit the state as it is now, under the locks: images that
+// have been held meanwhile stay with their names, and all names of those that go,
+// go too.
+func (ch *change) settle(st *state) {
+	names := make(map[string]bool)
+	ch.names = slices.DeleteFunc(ch.names, func(n string) bool {
+		id := st.names[n].ID
+		return id == "" || slices.Contains(ch.images, id) // decided below
+	})
+	for _, n := range ch.names {
+		names[n] = true
+	}
+	ch.images = slices.DeleteFunc(ch.images, func(id digest.Digest) bool {
+		_, here := st.images[id]
+		return !here || st.holds[id] > 0
+	})
+	for n, to := range st.names {
+		if slices.Contains(ch.images, to.ID) {
+			names[n] = true
+		}
+	}
+	ch.names = slices.Sorted(maps.Keys(names))
+}
+
+// sweep removes the given records, then all content that no record and no running
+// operation reaches. It returns the bytes given back. A crash in the middle leaves
+// directories and files without records, which the next Open removes.
+func (s *Store) sweep(ch *change) (freed int64, err error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	s.mu.Lock()
+	images, names := s.st.images, s.st.names
+	if ch != nil {
+		images, names = maps.Clone(images), maps.Clone(names)
+		ch.settle(&s.st)
+		for _, n := range ch.names {
+			delete(names, n)
+		}
+		for _, id := range ch.images {
+			delete(images, id)
+		}
+	}
+	keys, blobs := s.reachable(images)
+	doomed := make(map[layerKey]*layer)
+	for k, l := range s.st.layers {
+		if !keys[k] {
+			doomed[k] = l
+		}
+	}
+	var doomedBlobs []digest.Digest
+	for d := range s.st.blobs {
+		if !blobs[d] {
+			doomedBlobs = append(doomedBlobs, d)
+		}
+	}
+	if ch == nil && len(doomed) == 0 && len(doomedBlobs) == 0 {
+		s.mu.Unlock()
+		return 0, nil
+	}
+	// From here on no operation can claim them.
+	for k := range doomed {
+		delete(s.st.layers, k)
+	}
+	gone := make(map[digest.Digest]*blob, len(doomedBlobs))
+	for _, d := range doomedBlobs {
+		gone[d] = s.st.blobs[d]
+		delete(s.st.blobs, d)
+	}
+	s.mu.Unlock()
+
+	err = s.o.DB.Update(func(tx store.Tx) error {
+		if ch != nil {
+			for _, n := range ch.names {
+				if err := s.db.names.DeleteTx(tx, n); err != nil {
+					return err
+				}
+			}
+			for _, id := range ch.images {
+				if err := s.db.images.DeleteTx(tx, id.String()); err != nil {
+					return err
+				}
+			}
+		}
+		for k, l := range doomed {
+			if l.saved {
+				if err := s.db.layers.DeleteTx(tx, string(k)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.mu.Lock() // as it was
+		for k, l := range doomed {
+			if s.st.layers[k] == nil {
+				s.st.layers[k] = l
+			}
+		}
+		for d, b := range gone {
+			if s.st.blobs[d] == nil {
+				s.st.blobs[d] = b
+			}
+		}
+		s.mu.Unlock()
+		return 0, err
+	}
+	faultSweepRecorded.Hit()
+
+	trash, err := os.MkdirTemp(s.dir("tmp"), "trash-")
+	if err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	s.st.images, s.st.names = images, names
+	var errAll error
+	for d, b := range gone {
+		if s.st.blobs[d] != nil {
+			continue // has come again meanwhile
+		}
+		freed += b.size
+		if err := os.Rename(s.blobPath(d), filepath.Join(trash, d.Encoded())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errAll = errors.Join(errAll, err)
+		}
+	}
+	s.mu.Unlock()
+	for _, l := range doomed {
+		if !l.ready {
+			continue
+		}
+		freed += l.rec.Bytes
+		if err := os.Rename(s.layerDir(l.rec), filepath.Join(trash, l.rec.Dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errAll = errors.Join(errAll, err)
+		}
+	}
+	faultSweepMoved.Hit()
+	removeAll(s.o.Log, trash)
+	return freed, errAll
+}
+
+// reachable returns the layers and blobs that the images and running operations
+// need. The caller holds mu.
+func (s *Store) reachable(images map[digest.Digest]imageRecord) (map[layerKey]bool, map[digest.Digest]bool) {
+	keys, blobs := make(map[layerKey]bool), make(map[digest.Digest]bool)
+	for _, img := range images {
+		blobs[img.Config.Digest] = true
+		for _, m := range append([]manifestRef{img.ref()}, img.Others...) {
+			blobs[m.Manifest.Digest] = true
+			for _, b := range m.Blobs {
+				blobs[b.Digest] = true
+			}
+		}
+		for _, l := range img.Layers {
+			keys[l.Key] = true
+		}
+	}
+	for k, l := range s.st.layers {
+		if l.refs > 0 {
+			keys[k] = true
+		}
+		if keys[k] {
+			blobs[l.rec.Blob.Digest] = true
+		}
+	}
+	for d, b := range s.st.blobs {
+		if b.refs > 0 {
+			blobs[d] = true
+		}
+	}
+	return keys, blobs
+}
+
+// removeAll removes a directory below tmp. What cannot be removed now is removed
+// by the next Open.
+func removeAll(log *slog.Logger, path string) {
+	if err := os.RemoveAll(path); err != nil {
+		log.Warn("remove", "path", path, "err", err)
+	}
+}
+
+// describe returns the image as callers see it. The caller holds mu.
+func (s *Store) describe(r imageRecord) Image {
+	img := Image{
+		ID: r.ID, Manifest: r.Manifest.Digest, Created: r.Created, Platform: r.Platform,
+		Config: r.Run, Labels: r.Run.Labels, Pinned: r.Pinned, Unpacked: true,
+		SizeBytes: r.Manifest.SizeBytes + r.Config.SizeBytes,
+	}
+	for _, l := range r.Layers {
+		img.Layers = append(img.Layers, l.DiffID)
+		img.SizeBytes += l.Blob.SizeBytes
+		if have := s.st.layers[l.Key]; have == nil || !have.ready {
+			img.Unpacked = false
+		} else {
+			img.UnpackedBytes += have.rec.Bytes
+		}
+	}
+	for n, to := range s.st.names {
+		if to.ID != r.ID {
+			continue
+		}
+		if strings.Contains(n, "@") {
+			img.Digests = append(img.Digests, n)
+		} else {
+			img.Names = append(img.Names, n)
+		}
+	}
+	slices.Sort(img.Names)
+	slices.Sort(img.Digests)
+	return img
+}
+
+// bootID is the kernel's name for this run of the machine.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the boot id: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
