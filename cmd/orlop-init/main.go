@@ -1,0 +1,5 @@
+// Command orlop-init is the executor's child half. It is not for people: the executor
+// runs it from a sealed memfd with a plan to carry out (internal/platform/executor).
+package main
+
+func main() {}

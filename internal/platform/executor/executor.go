@@ -1,0 +1,175 @@
+// Package executor starts processes in containers.
+//
+// It has two halves. This package, the parent's half, does all the thinking: it
+// reads an OCI runtime specification, checks it, compiles its seccomp profile, and
+// writes a plan (package plan): a flat list of primitive operations. The child's
+// half, orlop-init (package child), is a tiny static binary that carries out a plan
+// from inside and ends by executing the user's program. What is linked into the
+// child is paid for at every start, so it parses nothing and decides nothing.
+//
+// A start has a gate in it. Create clones the child into its namespaces and cgroup
+// and lets it do everything up to, and not including, execve: whatever can fail
+// fails there, with the operation and its operand in the error. Start opens the gate.
+//
+// The child runs from a sealed memfd, so nothing in a container can reach the binary;
+// it keeps no descriptor across execve but the three of the standard streams.
+// docs/design/executor.md walks through it step by step.
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+)
+
+// Options are the choices of an Executor.
+type Options struct {
+	// InitPath is the orlop-init binary. It is read once, by New.
+	InitPath string
+	// Log gets warnings about what the kernel refused and the start went on without.
+	Log *slog.Logger
+}
+
+// Rootfs is a container's root filesystem. It is mounted by the child inside the
+// container's own mount namespace, so it goes away with the last process there: there is
+// nothing to unmount on the host.
+type Rootfs struct {
+	// Lower are the directories of the overlay, topmost first. Empty: Dir is the root.
+	Lower []string
+	// Upper and Work are the writable layer, on one filesystem. Both empty: the overlay
+	// is read-only. The overlay is mounted with the option volatile where the kernel has
+	// it: fsync does not reach the disk, and a layer that a crash of the machine
+	// interrupted must be thrown away.
+	Upper, Work string
+	// Dir is a plain directory that becomes the root, with what is mounted below it.
+	Dir string
+}
+
+// Config is one container to make.
+type Config struct {
+	// ID names the container in errors and logs.
+	ID string
+	// Spec says everything about the container. Namespaces with a path are joined, those
+	// without are made. A mount namespace is always made. Spec.Root.Path is not used (see
+	// Rootfs); Spec.Root.Readonly is. Spec.Linux.Resources and CgroupsPath are not used
+	// (see Cgroup); neither are Hooks.
+	Spec *specs.Spec
+	// Rootfs is the root filesystem. With Pause it may be the zero value.
+	Rootfs Rootfs
+	// Stdin, Stdout and Stderr become the standard streams; nil is /dev/null. They are
+	// not used with Spec.Process.Terminal. They stay the caller's.
+	Stdin, Stdout, Stderr *os.File
+	// Cgroup is where the process starts; nil: where the caller is.
+	Cgroup *cgroup.Group
+	// Pause makes a process that does nothing but be process 1 of a PID namespace: it
+	// reaps what is orphaned to it and ends at SIGTERM or SIGINT. Spec.Process is then not
+	// used, and may be nil.
+	Pause bool
+}
+
+// ExecConfig is one more process in a container that runs.
+type ExecConfig struct {
+	// PID is a process of the container whose namespaces and root are joined. PIDFD, where
+	// it is not nil, makes sure that it is still the same process.
+	PID   int
+	PIDFD *os.File
+	// Process says what to run and as whom.
+	Process *specs.Process
+	// Stdin, Stdout and Stderr are as in Config.
+	Stdin, Stdout, Stderr *os.File
+	// Cgroup is where the process starts; nil: where the caller is.
+	Cgroup *cgroup.Group
+	// Seccomp is the container's profile; nil is none.
+	Seccomp *specs.LinuxSeccomp
+}
+
+// Executor starts processes. It is safe for concurrent use.
+type Executor struct {
+	log  *slog.Logger
+	init *os.File // orlop-init in a sealed memfd
+}
+
+// Process is a process that Create or Exec made. The caller is its parent and waits for
+// it, best with waitid(2) on the PIDFD.
+type Process struct {
+	pid      int
+	pidfd    *os.File
+	console  *os.File
+	warnings []string
+	id       string
+
+	mu   sync.Mutex
+	sync *channel // nil once started
+}
+
+// PID returns the process's id in the caller's PID namespace.
+func (p *Process) PID() int { return p.pid }
+
+// PIDFD returns the process's descriptor. It belongs to the Process until Close;
+// duplicate it to keep it.
+func (p *Process) PIDFD() *os.File { return p.pidfd }
+
+// Console returns the master of the process's terminal, nil if it has none. It is the
+// caller's to close.
+func (p *Process) Console() *os.File { return p.console }
+
+// Warnings tells what of the specification this machine refused and the start went on
+// without, like an rlimit above the hard one. They have been logged as well.
+func (p *Process) Warnings() []string { return p.warnings }
+
+// Close closes the pidfd and, if the process has not been started, the gate: init then
+// ends with status 1. It neither kills nor reaps.
+func (p *Process) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sync != nil {
+		p.sync.close()
+		p.sync = nil
+	}
+	return p.pidfd.Close()
+}
+
+var errNotYet = errors.New("not built yet")
+
+// New reads orlop-init into a sealed memfd and returns an Executor.
+func New(o Options) (*Executor, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	f, err := sealed(o.InitPath)
+	if err != nil {
+		return nil, fmt.Errorf("executor: load init: %w", err)
+	}
+	return &Executor{log: o.Log, init: f}, nil
+}
+
+// Close lets go of the init binary. Processes are not touched.
+func (e *Executor) Close() error { return e.init.Close() }
+
+// Create makes a container's first process and returns with it waiting at the gate: its
+// namespaces, mounts, identity and limits are made, and the program has been found.
+// On error the process has been reaped and nothing is left.
+func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
+	return nil, errNotYet
+}
+
+// Exec makes a process in a container that runs, and returns with it waiting at the
+// gate. On error the process has been reaped.
+func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
+	return nil, errNotYet
+}
+
+// Start opens the gate. It returns once the program has been executed. If that fails the
+// process has been reaped, and the error's kind says why: errs.NotFound,
+// errs.PermissionDenied, errs.Invalid (not an executable) or another.
+// A process is started once; a second Start is errs.FailedPrecondition.
+func (p *Process) Start(ctx context.Context) error {
+	return errNotYet
+}
