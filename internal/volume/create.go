@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
-	"github.com/orlop-io/orlop/internal/volume/engine"
 )
 
 var (
@@ -91,7 +90,7 @@ func (v *Volumes) make(ctx context.Context, r record) error {
 	if r.Mode == Block {
 		return nil
 	}
-	dev, err := v.engine.Attach(ctx, r.Volume, engine.WhileUsed)
+	dev, err := v.engine.Attach(ctx, r.Volume, forFilesystem)
 	if err != nil {
 		return err
 	}

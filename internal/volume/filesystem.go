@@ -11,7 +11,16 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/ext4"
 	"github.com/orlop-io/orlop/internal/platform/mount"
+	"github.com/orlop-io/orlop/internal/volume/engine"
 	"golang.org/x/sys/unix"
+)
+
+// How volumes are attached. ext4 is made with blocks of 4 KiB, so that its device needs no smaller
+// sectors. What is on a block volume is not known, and 512 is what everything
+// can live with; the device must stay although nobody has it open between a pod's containers.
+var (
+	forFilesystem = engine.Use{SectorBytes: 4096}
+	forBlock      = engine.Use{SectorBytes: 512, Stay: true}
 )
 
 // format makes the filesystem of a new volume. It has the volume's UUID, so that a
@@ -120,7 +129,9 @@ func bindReadOnly(dir, at string) error {
 // patience is how long an unmount or a detachment waits for who is just letting go.
 const patience = 3 * time.Second
 
-// unmount takes a mount point away.
+// unmount takes a mount point away. Removing the directory takes it from mount
+// namespaces that copied it too (rename(2), unlink(2): a mount point of another namespace
+// does not keep a directory), so that a forgotten copy does not keep the volume.
 func unmount(ctx context.Context, dir string) error {
 	if err := mount.Unmount(ctx, dir, patience); err != nil {
 		return err

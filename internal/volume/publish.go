@@ -8,7 +8,6 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/mount"
-	"github.com/orlop-io/orlop/internal/volume/engine"
 )
 
 var (
@@ -79,7 +78,7 @@ func (v *Volumes) Publish(ctx context.Context, namespace, name, holderID string,
 // present attaches and mounts what is not attached and mounted, and returns where it is.
 func (v *Volumes) present(ctx context.Context, r record, readOnly bool) (path string, err error) {
 	if r.Mode == Block {
-		dev, err := v.engine.Attach(ctx, r.Volume, engine.UntilDetach)
+		dev, err := v.engine.Attach(ctx, r.Volume, forBlock)
 		if err != nil {
 			return "", err
 		}
@@ -123,7 +122,7 @@ func (v *Volumes) present(ctx context.Context, r record, readOnly bool) (path st
 
 // mount attaches the volume and mounts its filesystem at dir.
 func (v *Volumes) mount(ctx context.Context, r record, dir string) error {
-	dev, err := v.engine.Attach(ctx, r.Volume, engine.WhileUsed)
+	dev, err := v.engine.Attach(ctx, r.Volume, forFilesystem)
 	if err != nil {
 		return err
 	}

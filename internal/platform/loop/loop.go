@@ -30,6 +30,12 @@ type Options struct {
 	// Autoclear detaches the file when the last opener or mount lets go: a
 	// process that dies before it has mounted the device leaves nothing.
 	Autoclear bool
+	// SectorBytes is the smallest block that can be addressed: 512 (0 means it) or a power of two
+	// up to the page. What is on the device may depend on it (XFS, partition tables), so it must be the same
+	// whenever a file is attached; left to itself, the kernel takes what direct I/O to the file wants at the time, which
+	// changes when the file is first reflinked. Where direct I/O wants more than SectorBytes, the kernel
+	// goes on without.
+	SectorBytes uint32
 }
 
 // Device is an attached loop device, held open by this process.
@@ -123,7 +129,7 @@ func configure(path string, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := unix.LoopConfig{Fd: uint32(backing.Fd())}
+	c := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: max(512, o.SectorBytes)} // block_size
 	if o.ReadOnly {
 		c.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}

@@ -3,6 +3,7 @@ package xfs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,10 +20,10 @@ import (
 // MinSizeBytes is what mkfs.xfs takes at least (xfsprogs 5.19: 300 MiB).
 const MinSizeBytes = 300 << 20
 
-// Make formats the image, whatever it holds, with reflink, and without the reverse
+// Make formats the image, whatever it holds, for a device of the given sector size, with reflink, and without the reverse
 // mapping tree, which every clone and every write would have to update and nothing here asks for.
-func Make(ctx context.Context, path string, id uuid.UUID) error {
-	_, err := run(ctx, "mkfs.xfs", "-q", "-f", "-K", "-m", "reflink=1,rmapbt=0,uuid="+id.String(), path)
+func Make(ctx context.Context, path string, id uuid.UUID, sectorBytes uint32) error {
+	_, err := run(ctx, "mkfs.xfs", "-q", "-f", "-K", "-s", fmt.Sprintf("size=%d", sectorBytes), "-m", "reflink=1,rmapbt=0,uuid="+id.String(), path)
 	if err != nil {
 		return fmt.Errorf("format %s: %w", path, err)
 	}
@@ -37,19 +38,30 @@ func Grow(ctx context.Context, dir string) error {
 	return nil
 }
 
-// ReadUUID returns the UUID of the filesystem in the image. Something else than XFS there
-// is an errs.Corrupt error.
-func ReadUUID(path string) (uuid.UUID, error) {
+// Superblock is the part of the on-disk superblock that tells what is there.
+type Superblock struct {
+	UUID        uuid.UUID
+	SectorBytes uint32 // the filesystem mounts only on devices whose sectors are not larger
+}
+
+// ReadSuperblock reads the superblock of an image. Something else than XFS there is
+// an errs.Corrupt error.
+func ReadSuperblock(path string) (Superblock, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return uuid.UUID{}, err
+		return Superblock{}, err
 	}
 	defer f.Close()
-	var b [48]byte // xfs_dsb: magic at 0, UUID at 32 (fs/xfs/libxfs/xfs_format.h)
+	// struct xfs_dsb (fs/xfs/libxfs/xfs_format.h): magic at 0, UUID at 32, sector size at 102.
+	var b [104]byte
 	if _, err := io.ReadFull(f, b[:]); err != nil || string(b[:4]) != "XFSB" {
-		return uuid.UUID{}, errs.New(errs.Corrupt, "%s holds no XFS filesystem", path)
+		return Superblock{}, errs.New(errs.Corrupt, "%s holds no XFS filesystem", path)
 	}
-	return uuid.UUID(b[32:48]), nil
+	s := Superblock{uuid.UUID(b[32:48]), uint32(binary.BigEndian.Uint16(b[102:]))}
+	if s.SectorBytes < 512 || s.SectorBytes&(s.SectorBytes-1) != 0 {
+		return s, errs.New(errs.Corrupt, "%s: a sector size of %d bytes is impossible", path, s.SectorBytes)
+	}
+	return s, nil
 }
 
 func run(ctx context.Context, name string, args ...string) (string, error) {

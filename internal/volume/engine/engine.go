@@ -32,7 +32,7 @@ type Engine interface {
 	// Attach makes the volume a block device of this host, or finds the device
 	// that it already is: a volume never has two. A volume that does not exist
 	// is an errs.NotFound error.
-	Attach(ctx context.Context, id ID, lifetime Lifetime) (*Device, error)
+	Attach(ctx context.Context, id ID, use Use) (*Device, error)
 
 	// Detach takes the device away: at once if nothing uses it, else as soon as
 	// its last user lets go, which Detach waits for until the context ends;
@@ -74,17 +74,17 @@ type Engine interface {
 	Teardown(ctx context.Context) error
 }
 
-// Lifetime says what keeps a device alive.
-type Lifetime int
-
-const (
-	// WhileUsed devices go away by themselves when the returned Device is closed
-	// and nothing has them mounted or open: a process that dies before it
-	// mounted leaves nothing.
-	WhileUsed Lifetime = iota
-	// UntilDetach devices stay until Detach.
-	UntilDetach
-)
+// Use says what a device is attached for. All uses of one volume must have the same sector size.
+type Use struct {
+	// Stay keeps the device until Detach. Without it, the device goes away by
+	// itself when the returned Device is closed and nothing has it mounted or open: a
+	// process that dies before it mounted leaves nothing.
+	Stay bool
+	// SectorBytes is the smallest block that can be addressed, 512 or 4096. With 4096
+	// the engine can always go around the page cache, with 512 not for
+	// volumes that share blocks with a snapshot.
+	SectorBytes uint32
+}
 
 // Device is an attached volume, held open by this process.
 type Device struct {
@@ -92,7 +92,7 @@ type Device struct {
 	Release func() error
 }
 
-// Close lets go of the device. A WhileUsed device that is mounted stays.
+// Close lets go of the device. One that is mounted or to stay stays.
 func (d *Device) Close() error {
 	if d == nil || d.Release == nil {
 		return nil

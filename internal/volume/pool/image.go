@@ -43,7 +43,8 @@ func (p *Pool) openImage(ctx context.Context, exists bool) error {
 		}
 		p.o.Log.Info("made the pool of volumes", "image", p.image, "bytes", want)
 	}
-	if _, err := xfs.ReadUUID(p.image); err != nil {
+	sb, err := xfs.ReadSuperblock(p.image)
+	if err != nil {
 		return fmt.Errorf("the pool's image is damaged, and is left as it is: %w", err)
 	}
 	if err := os.Mkdir(p.root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -54,7 +55,7 @@ func (p *Pool) openImage(ctx context.Context, exists bool) error {
 		return err
 	}
 	if !mounted {
-		if err := p.mount(ctx); err != nil {
+		if err := p.mount(ctx, sb.SectorBytes); err != nil {
 			return err
 		}
 	}
@@ -86,8 +87,17 @@ func (p *Pool) wantSize() (int64, error) {
 	return n, nil
 }
 
+// minFree is what the disk must have free for a new image.
+const minFree = 128 << 20
+
 // makeImage makes a formatted image, durable under its name or not there at all.
 func makeImage(ctx context.Context, path string, sizeBytes int64) error {
+	// The journal of the new filesystem is written out: 64 MiB at least.
+	if free, err := available(filepath.Dir(path)); err != nil {
+		return err
+	} else if free < minFree {
+		return errs.New(errs.ResourceExhausted, "the disk has %d bytes free; an empty pool takes %d: free some space", free, int64(minFree))
+	}
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -102,7 +112,11 @@ func makeImage(ctx context.Context, path string, sizeBytes int64) error {
 		return err
 	}
 	faultPoolSized.Hit()
-	if err := xfs.Make(ctx, tmp, uuid.New()); err != nil {
+	sector, err := directSector(f)
+	if err != nil {
+		return err
+	}
+	if err := xfs.Make(ctx, tmp, uuid.New(), sector); err != nil {
 		return err
 	}
 	faultPoolFormatted.Hit()
@@ -114,6 +128,19 @@ func makeImage(ctx context.Context, path string, sizeBytes int64) error {
 	}
 	faultPoolRenamed.Hit()
 	return atomicfile.SyncDir(filepath.Dir(path))
+}
+
+// directSector returns the sector size with which direct I/O to the file works (statx(2), STATX_DIOALIGN,
+// Linux 6.1): that of the disk below. Where the kernel does not tell, 512.
+func directSector(f *os.File) (uint32, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st); err != nil {
+		return 0, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
+	}
+	if st.Mask&unix.STATX_DIOALIGN == 0 || st.Dio_offset_align < 512 || st.Dio_offset_align > 4096 {
+		return 512, nil
+	}
+	return st.Dio_offset_align, nil
 }
 
 // mounted tells whether the pool's own image is mounted at its place.
@@ -132,8 +159,8 @@ func (p *Pool) mounted() (bool, error) {
 	return true, nil
 }
 
-func (p *Pool) mount(ctx context.Context) error {
-	dev, err := loop.Attach(ctx, p.image, loop.Options{DirectIO: true, Autoclear: true})
+func (p *Pool) mount(ctx context.Context, sectorBytes uint32) error {
+	dev, err := loop.Attach(ctx, p.image, loop.Options{DirectIO: true, Autoclear: true, SectorBytes: sectorBytes})
 	if err != nil {
 		return err
 	}
@@ -209,20 +236,22 @@ func truncate(path string, sizeBytes int64) error {
 	return f.Sync()
 }
 
+// patience is how long an unmount waits: blocks are freed in the background, and unmounting waits for that.
+const patience = 10 * time.Second
+
 // TeardownImage unmounts the pool below run and detaches the image below dir, if
 // there are such. It needs no open Pool, so that what a broken start left can be
 // taken away too.
 func TeardownImage(ctx context.Context, dir, run string) error {
 	root, image := filepath.Join(run, "pool"), filepath.Join(dir, "pool.img")
-	// Unmounting waits for blocks that are being freed in the background.
-	err := mount.Unmount(ctx, root, 10*time.Second)
+	err := mount.Unmount(ctx, root, patience)
 	if errors.Is(err, errs.InUse) {
 		err = errors.Join(err, mount.Detach(root))
 	}
 	if err != nil {
 		return fmt.Errorf("tear down the volume pool: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := loop.Detach(ctx, image); err != nil {
 		return fmt.Errorf("tear down the volume pool: %w", err)

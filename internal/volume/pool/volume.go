@@ -124,13 +124,13 @@ func (p *Pool) notAttached(path string) error {
 }
 
 // Attach implements engine.Engine.
-func (p *Pool) Attach(ctx context.Context, id engine.ID, lifetime engine.Lifetime) (*engine.Device, error) {
+func (p *Pool) Attach(ctx context.Context, id engine.ID, use engine.Use) (*engine.Device, error) {
 	path, unlock, err := p.lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	d, err := loop.Attach(ctx, path, loop.Options{DirectIO: true, Autoclear: lifetime == engine.WhileUsed})
+	d, err := loop.Attach(ctx, path, loop.Options{DirectIO: true, Autoclear: !use.Stay, SectorBytes: use.SectorBytes})
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", id, kind(err))
 	}
