@@ -39,6 +39,9 @@ type progressNote struct {
 func (f *flight) note(p progressNote) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if p.state == ProgressRetrying {
+		p.done = f.last.done // it goes on from there
+	}
 	f.last = p
 	for _, fn := range f.listeners {
 		fn(p)

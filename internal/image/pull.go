@@ -2,9 +2,13 @@ package image
 
 import (
 	"context"
+	"io"
+	"os"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/image/registry"
 )
 
 // Auth is credentials for one registry. At most one way of them is set.
@@ -61,5 +65,132 @@ const (
 // out of reach, errs.Corrupt for content that is not what its digest says,
 // errs.ResourceExhausted for an image above the limits.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
-	return Image{}, errs.New(errs.Unsupported, "not built yet")
+	n, err := ParseName(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img, err := s.pull(ctx, n, o)
+	if err != nil {
+		return Image{}, errs.New(errs.KindOf(err), "pull %s: %w", n, err)
+	}
+	return img, nil
+}
+
+var (
+	faultManifestHere = fault.New("image.pull.manifest-fetched")
+	faultConfigHere   = fault.New("image.pull.config-fetched")
+)
+
+func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) {
+	want, err := parsePlatform(o.Platform)
+	if err != nil {
+		return Image{}, err
+	}
+	repo, err := s.regs.Repository(n.Host, n.Repository, o.Auth.config())
+	if err != nil {
+		return Image{}, err
+	}
+	tagOrDigest := n.Tag
+	if n.Digest != "" {
+		tagOrDigest = n.Digest.String()
+	}
+	doc, top, err := fetchManifest(ctx, repo, tagOrDigest, want)
+	if err != nil {
+		return Image{}, err
+	}
+	c := s.newClaims()
+	defer c.release()
+	if _, err := c.putBlob(doc.mediaType, doc.data); err != nil {
+		return Image{}, err
+	}
+	faultManifestHere.Hit()
+	data, err := s.fetchConfig(ctx, c, repo, refOf(doc.manifest.Config))
+	if err != nil {
+		return Image{}, err
+	}
+	cfg, err := parseConfig(data, &doc.manifest, want)
+	if err != nil {
+		return Image{}, err
+	}
+	if _, err := c.putBlob(doc.manifest.Config.MediaType, data); err != nil {
+		return Image{}, err
+	}
+	faultConfigHere.Hit()
+	rec := newRecord(doc, cfg)
+	err = s.assemble(ctx, c, &rec, func(ctx context.Context, i int, note func(progressNote)) (io.ReadCloser, error) {
+		l := rec.Layers[i].Blob
+		var broken func(error)
+		if note != nil {
+			broken = func(err error) {
+				s.o.Log.Info("connection broke; going on from there", "image", n, "layer", l.Digest, "err", err)
+				note(progressNote{0, ProgressRetrying})
+			}
+		}
+		return repo.Blob(ctx, l.Digest, l.SizeBytes, broken)
+	}, o.Progress)
+	if err != nil {
+		return Image{}, err
+	}
+	names := []string{n.digested(top)}
+	if n.Digest == "" {
+		names = append(names, n.tagged())
+	}
+	if err := s.record(rec, names, rec.Manifest.Digest); err != nil {
+		return Image{}, err
+	}
+	return s.Resolve(ctx, rec.ID.String())
+}
+
+// fetchManifest returns the image's manifest for the platform, and the digest of
+// what the registry answered with, which is an index's where it has one.
+func fetchManifest(ctx context.Context, repo *registry.Repository, ref string, want platform) (*document, digest.Digest, error) {
+	data, mediaType, err := repo.Manifest(ctx, ref, accept, maxManifest)
+	if err != nil {
+		return nil, "", err
+	}
+	doc, err := parseDocument(data, mediaType)
+	if err != nil {
+		return nil, "", err
+	}
+	top := doc.digest()
+	if !doc.isIndex {
+		return doc, top, nil
+	}
+	d, err := choose(&doc.index, want)
+	if err != nil {
+		return nil, "", err
+	}
+	if data, mediaType, err = repo.Manifest(ctx, d.Digest.String(), accept, maxManifest); err != nil {
+		return nil, "", err
+	}
+	if d.Size != int64(len(data)) {
+		return nil, "", errs.New(errs.Corrupt, "the manifest for %s has %d bytes, the index says %d", want, len(data), d.Size)
+	}
+	if doc, err = parseDocument(data, mediaType); err != nil {
+		return nil, "", err
+	}
+	if doc.isIndex {
+		return nil, "", errs.New(errs.Invalid, "the index names another index where an image should be")
+	}
+	return doc, top, nil
+}
+
+// fetchConfig returns the image's configuration, from here if it is.
+func (s *Store) fetchConfig(ctx context.Context, c *claims, repo *registry.Repository, b blobRef) ([]byte, error) {
+	if c.blob(b) {
+		return os.ReadFile(s.blobPath(b.Digest))
+	}
+	r, err := repo.Blob(ctx, b.Digest, b.SizeBytes, nil)
+	if err != nil {
+		return nil, errs.New(errs.KindOf(err), "the image's configuration: %w", err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, b.SizeBytes+1))
+	if err != nil {
+		return nil, errs.New(errs.KindOf(err), "the image's configuration: %w", err)
+	}
+	if got := digest.FromBytes(data); got != b.Digest {
+		return nil, errs.New(errs.Corrupt, "the image's configuration has the digest %s, not %s", got, b.Digest)
+	}
+	return data, nil
 }

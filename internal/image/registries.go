@@ -1,8 +1,27 @@
 package image
 
-import "github.com/orlop-io/orlop/internal/base/config"
+import (
+	"log/slog"
 
-type registries struct{}
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/orlop-io/orlop/internal/base/config"
+	"github.com/orlop-io/orlop/internal/image/registry"
+)
 
-func newRegistries(c config.Image) (registries, error) { return registries{}, nil }
-func (registries) close()                              {}
+type registries = *registry.Client
+
+func newRegistries(c config.Image, log *slog.Logger) (registries, error) {
+	return registry.New(registry.Options{
+		Registries: c.Registries, DockerConfig: c.DockerConfig, Parallel: c.Parallel, Log: log,
+	})
+}
+
+// config returns the credentials as the registry client takes them.
+func (a *Auth) config() *authn.AuthConfig {
+	if a == nil {
+		return nil
+	}
+	return &authn.AuthConfig{
+		Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+	}
+}

@@ -68,7 +68,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.db, err = openBuckets(o.DB); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
 	}
-	if s.regs, err = newRegistries(o.Config); err != nil {
+	if s.regs, err = newRegistries(o.Config, o.Log); err != nil {
 		return nil, err
 	}
 	if err := s.load(ctx); err != nil {
@@ -83,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 // No method may be running or be called afterwards.
 func (s *Store) Close() error {
 	s.stopSyncer()
-	s.regs.close()
+	s.regs.Close()
 	return nil
 }
 
