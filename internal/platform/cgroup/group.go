@@ -1,106 +1,472 @@
 package cgroup
 
 import (
-	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"os"
-	"syscall"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
 )
-
-var errNotYet = errs.New(errs.Unsupported, "cgroup: not built yet")
-
-// Host is the host's control groups. It is safe for concurrent use and holds no
-// descriptors; there is nothing to close.
-type Host struct{ layout Layout }
 
 // Group is one control group: one directory on V2, one per hierarchy on V1. It holds
 // no state that the kernel does not have, so any number of Groups may stand for the
 // same path, in any number of processes. It is safe for concurrent use.
-type Group struct{ path string }
+type Group struct {
+	host *Host
+	path string // as it was asked for
+	unit *unit  // with the systemd driver
+	rel  string // below the mount points: path, or where systemd puts the unit
+}
 
-// Open finds out which layout the host has.
-func Open(o Options) (*Host, error) { return nil, errNotYet }
+var (
+	afterDirs    = fault.New("cgroup.create.directories-made")
+	afterValues  = fault.New("cgroup.create.values-set")
+	afterSome    = fault.New("cgroup.remove.first-hierarchy-removed")
+	afterAddSome = fault.New("cgroup.add.first-hierarchy-joined")
+)
 
-// Layout returns what Open found.
-func (h *Host) Layout() Layout { return h.layout }
+func (h *Host) group(p string) (*Group, error) {
+	p, err := clean(p)
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{host: h, path: p, rel: p}
+	if h.systemd != nil {
+		if g.unit, err = translate(p); err != nil {
+			return nil, err
+		}
+		g.rel = g.unit.path
+	}
+	return g, nil
+}
 
 // Create makes the group at path, like /orlop/pod1/app, with its parents, and gives it
 // the resources of res, of which nil fields are left as they are. It is idempotent. A
 // group that this call made is taken away again when a value is refused; the error then
 // names the file and the value. What the host has no way to limit is errs.Unsupported.
+//
+// With the systemd driver a scope begins with its first process: values are checked
+// now, and set when Spawn or Add brings it (see systemd.go).
 func (h *Host) Create(path string, res *specs.LinuxResources) (*Group, error) {
-	return nil, errNotYet
+	g, err := h.group(path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := h.plan(res)
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
+	}
+	if h.systemd != nil {
+		err = h.systemd.create(g, p)
+	} else {
+		err = h.create(g, p)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
+	}
+	return g, nil
+}
+
+func (h *Host) create(g *Group, p *plan) (err error) {
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, d := range slices.Backward(made) {
+				unix.Rmdir(d) // fails on what others use by now, and may
+			}
+		}
+	}()
+	for _, t := range h.v1 {
+		if !slices.ContainsFunc(t.controllers, func(c string) bool { return slices.Contains(h.base(), c) || p.needs(c, false) }) {
+			continue
+		}
+		if err := makeDirs(t.mount, g.rel, &made, func(parent, dir string) error {
+			if t.has("cpuset") {
+				return inheritCPUSet(parent, dir)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if h.unified.mount != "" {
+		want := h.delegated(p)
+		if err := makeDirs(h.unified.mount, g.rel, &made, func(parent, dir string) error {
+			return enable(parent, want)
+		}); err != nil {
+			return err
+		}
+	}
+	afterDirs.Hit()
+	if err := g.apply(p); err != nil {
+		return err
+	}
+	afterValues.Hit()
+	return nil
+}
+
+// delegated lists the controllers that a new group in cgroup2 gets from its parents:
+// on V2 those that pods always want, and in any layout those that the plan sets.
+func (h *Host) delegated(p *plan) []string {
+	var want []string
+	for _, c := range h.unified.controllers {
+		always := h.layout.Mode == V2 && (c == "cpu" || c == "memory" || c == "pids" || c == "io")
+		if always || p.needs(c, true) {
+			want = append(want, c)
+		}
+	}
+	return want
+}
+
+// makeDirs makes every directory of rel below mount and calls ready for each, made or
+// found, from the top. It adds those that it made to made.
+func makeDirs(mount, rel string, made *[]string, ready func(parent, dir string) error) error {
+	for attempt := 0; ; attempt++ {
+		parent, vanished := mount, false
+		for name := range strings.SplitSeq(rel[1:], "/") {
+			dir := parent + "/" + name
+			err := makeDir(parent, dir, made, ready)
+			if errors.Is(err, unix.ENOENT) && attempt < 10 {
+				vanished = true // somebody removed a parent meanwhile
+				break
+			}
+			if err != nil {
+				return err
+			}
+			parent = dir
+		}
+		if !vanished {
+			return nil
+		}
+	}
+}
+
+func makeDir(parent, dir string, made *[]string, ready func(parent, dir string) error) error {
+	switch err := unix.Mkdir(dir, 0o755); err {
+	case nil:
+		*made = append(*made, dir)
+	case unix.EEXIST:
+	case unix.EAGAIN:
+		return errs.New(errs.ResourceExhausted, "make %s: a parent's cgroup.max.descendants or cgroup.max.depth is reached: %w", dir, err)
+	case unix.EROFS, unix.EACCES, unix.EPERM:
+		return errs.New(errs.PermissionDenied, "make %s: %w; groups are made by root, on hierarchies mounted read-write", dir, err)
+	default:
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return ready(parent, dir)
+}
+
+// enable hands controllers of a cgroup2 group to its children.
+func enable(parent string, want []string) error {
+	if len(want) == 0 {
+		return nil
+	}
+	now, err := read(parent, "cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	have := strings.Fields(now)
+	var missing []string
+	for _, c := range want {
+		if !slices.Contains(have, c) {
+			missing = append(missing, "+"+c)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	err = write(parent, "cgroup.subtree_control", strings.Join(missing, " "))
+	if errors.Is(err, errs.InUse) {
+		return errs.New(errs.FailedPrecondition,
+			"hand %s to the children of %s: processes live in that group itself, and cgroup2 allows limits below a group only if it has none; name a parent group without processes: %w",
+			strings.Join(missing, " "), parent, err)
+	}
+	return err
+}
+
+// inheritCPUSet fills in what a new v1 cpuset does not have by itself: without CPUs and
+// memory nodes no process may join it.
+func inheritCPUSet(parent, dir string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		v, err := read(dir, file)
+		if err != nil || v != "" {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if v, err = read(parent, file); err != nil {
+			return err
+		}
+		if err := write(dir, file, v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Load returns the group at path, or errs.NotFound.
-func (h *Host) Load(path string) (*Group, error) { return nil, errNotYet }
+func (h *Host) Load(path string) (*Group, error) {
+	g, err := h.group(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(g.dirs()) == 0 {
+		return nil, errs.New(errs.NotFound, "cgroup %s does not exist", g.path)
+	}
+	return g, nil
+}
 
 // Children returns the names of the groups directly below path, in any hierarchy,
-// sorted; none if path does not exist.
-func (h *Host) Children(path string) ([]string, error) { return nil, errNotYet }
+// sorted; none if path does not exist. With the systemd driver they are the names of
+// units.
+func (h *Host) Children(path string) ([]string, error) {
+	g, err := h.group(path)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, dir := range g.dirs() {
+		sub, err := subdirs(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range sub {
+			names[n] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names)), nil
+}
+
+func subdirs(dir string) ([]string, error) {
+	list, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("cgroup: list: %w", err)
+	}
+	var names []string
+	for _, e := range list {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
 
 // Path returns the path that Create was given.
 func (g *Group) Path() string { return g.path }
 
 // Dirs returns the directory of the group in each hierarchy by controller ("memory",
-// "cpu", …, and "" for cgroup2).
-func (g *Group) Dirs() map[string]string { return nil }
+// "cpu", …, and "" for cgroup2). On V2 there is only "".
+func (g *Group) Dirs() map[string]string {
+	m := map[string]string{}
+	for _, t := range g.host.v1 {
+		for _, c := range t.controllers {
+			if d := t.mount + g.rel; isDir(d) {
+				m[c] = d
+			}
+		}
+	}
+	if d := g.unifiedDir(); d != "" && isDir(d) {
+		m[""] = d
+	}
+	return m
+}
+
+// dirs lists those directories of the group that exist, cgroup2's last.
+func (g *Group) dirs() []string {
+	var list []string
+	for _, t := range g.host.v1 {
+		if d := t.mount + g.rel; isDir(d) {
+			list = append(list, d)
+		}
+	}
+	if d := g.unifiedDir(); d != "" && isDir(d) {
+		list = append(list, d)
+	}
+	return list
+}
+
+func isDir(p string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// unifiedDir is the group's directory in cgroup2, "" in V1.
+func (g *Group) unifiedDir() string {
+	if g.host.unified.mount == "" {
+		return ""
+	}
+	return g.host.unified.mount + g.rel
+}
+
+// dir is where the group's files of the controller are: its v1 hierarchy, or cgroup2.
+func (g *Group) dir(controller string) string {
+	if t, ok := g.host.hierarchyOf(controller); ok {
+		return t.mount + g.rel
+	}
+	return g.unifiedDir()
+}
+
+// roll is the directory that tells which processes are in the group: cgroup2's, which
+// also outlives v1's in Remove, or on V1 the freezer's.
+func (g *Group) roll() string {
+	if d := g.unifiedDir(); d != "" {
+		return d
+	}
+	for _, c := range []string{"freezer", "memory", "cpu"} {
+		if t, ok := g.host.hierarchyOf(c); ok {
+			return t.mount + g.rel
+		}
+	}
+	return g.host.v1[0].mount + g.rel
+}
 
 // Spawn runs clone so that the process that it makes is in the group from its first
 // instruction where the kernel can do that, and is moved in before Spawn returns
-// otherwise. cgroupFD, where it is not negative, is for clone3's CLONE_INTO_CGROUP and
+// otherwise: on V1 and Hybrid the process runs for about 0.2 ms before it is in all
+// hierarchies, so it must not run the user's program, nor fork, until Spawn has
+// returned. cgroupFD, where it is not negative, is for clone3's CLONE_INTO_CGROUP and
 // only valid during the call.
 //
-// clone runs on a locked thread that may itself be in the group meanwhile (v1 has no
-// CLONE_INTO_CGROUP); it must do nothing but make the process. When moving the process
-// fails after clone has made it, Spawn returns its pid with the error, and the caller
-// must kill it.
+// When moving the process fails after clone has made it, Spawn returns its pid with
+// the error, and the caller must kill it.
 func (g *Group) Spawn(clone func(cgroupFD int) (pid int, err error)) (int, error) {
-	return 0, errNotYet
+	fd := -1
+	if d := g.unifiedDir(); d != "" {
+		f, err := openat(d, unix.O_DIRECTORY|unix.O_PATH)
+		switch {
+		case err == nil:
+			defer unix.Close(f)
+			fd = f
+		case err == unix.ENOENT && g.unit != nil && g.unit.scope: // made by its first process
+		case err == unix.ENOENT:
+			return 0, errs.New(errs.NotFound, "start a process in cgroup %s: it does not exist", g.path)
+		default:
+			return 0, fmt.Errorf("open %s: %w", d, err)
+		}
+	}
+	pid, err := clone(fd)
+	if err != nil {
+		return 0, err
+	}
+	if fd >= 0 {
+		err = g.join(pid, g.v1Dirs())
+	} else {
+		err = g.Add(pid)
+	}
+	return pid, err
 }
 
 // Add moves the process pid, all of its threads, into the group.
-func (g *Group) Add(pid int) error { return errNotYet }
+func (g *Group) Add(pid int) error {
+	if g.unit != nil && g.unit.scope && !isDir(g.unifiedDir()) {
+		return g.host.systemd.start(g, pid)
+	}
+	dirs := g.v1Dirs()
+	if d := g.unifiedDir(); d != "" {
+		dirs = append([]string{d}, dirs...)
+	}
+	return g.join(pid, dirs)
+}
 
-// DirFD opens the group's directory in cgroup2 for clone3's CLONE_INTO_CGROUP. It is
-// false where the group has none, or it is not there before its first process
-// (Systemd), or it would be only a part of the group (Hybrid): use Spawn or Add then.
-func (g *Group) DirFD() (*os.File, bool) { return nil, false }
+func (g *Group) v1Dirs() []string {
+	var list []string
+	for _, t := range g.host.v1 {
+		list = append(list, t.mount+g.rel)
+	}
+	return list
+}
+
+// join writes pid into cgroup.procs of those dirs that exist; one must.
+func (g *Group) join(pid int, dirs []string) error {
+	n := 0
+	for _, d := range dirs {
+		err := write(d, "cgroup.procs", strconv.Itoa(pid))
+		if err == nil {
+			if n++; n == 1 {
+				afterAddSome.Hit()
+			}
+			continue
+		}
+		if errors.Is(err, errs.NotFound) && !isDir(d) {
+			continue
+		}
+		return err
+	}
+	if n == 0 && g.host.layout.Mode != V2 || n == 0 && len(dirs) > 0 {
+		return errs.New(errs.NotFound, "add process %d to cgroup %s: the group does not exist", pid, g.path)
+	}
+	return nil
+}
+
+// DirFD opens the group's directory for clone3's CLONE_INTO_CGROUP. It is false on V1
+// and Hybrid, where it would be only a part of the group, and where the group is not
+// there: use Spawn, which does what is right everywhere.
+func (g *Group) DirFD() (*os.File, bool) {
+	if g.host.layout.Mode != V2 {
+		return nil, false
+	}
+	d := g.unifiedDir()
+	fd, err := openat(d, unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return nil, false
+	}
+	return os.NewFile(uintptr(fd), filepath.Base(d)), true
+}
 
 // Update sets the resources of res, of which nil fields are left as they are.
-func (g *Group) Update(res *specs.LinuxResources) error { return errNotYet }
+func (g *Group) Update(res *specs.LinuxResources) error {
+	p, err := g.host.plan(res)
+	if err == nil {
+		err = g.update(p)
+	}
+	if err != nil {
+		return fmt.Errorf("update cgroup %s: %w", g.path, err)
+	}
+	return nil
+}
 
-// Procs returns the processes in the group and in all groups below it.
-func (g *Group) Procs() ([]int, error) { return nil, errNotYet }
-
-// Empty tells whether the group, with all below it, has no process, or does not exist.
-func (g *Group) Empty() bool { return false }
-
-// Stats reads what the group has used.
-func (g *Group) Stats() (Stats, error) { return Stats{}, errNotYet }
-
-// OOMKills returns how many processes of the group and below the kernel's
-// out-of-memory killer has killed since it was made.
-func (g *Group) OOMKills() (uint64, error) { return 0, errNotYet }
-
-// Freeze stops every process of the group, and waits until they stand still.
-func (g *Group) Freeze(ctx context.Context) error { return errNotYet }
-
-// Thaw undoes Freeze.
-func (g *Group) Thaw(ctx context.Context) error { return errNotYet }
-
-// Frozen tells whether the group has been frozen.
-func (g *Group) Frozen() (bool, error) { return false, errNotYet }
-
-// Kill sends sig to every process of the group and below; SIGKILL reaches even those
-// that are being forked meanwhile, and those of a frozen group. It does not wait for
-// their end.
-func (g *Group) Kill(sig syscall.Signal) error { return errNotYet }
-
-// Remove takes the group away with all groups below it. It kills nothing: while there
-// are processes it waits for their end until ctx ends (at most five seconds without a
-// deadline), and then returns errs.InUse. A group that is not there is no error.
-func (g *Group) Remove(ctx context.Context) error { return errNotYet }
+func (g *Group) update(p *plan) error {
+	if g.host.systemd != nil {
+		return g.host.systemd.update(g, p)
+	}
+	if len(g.dirs()) == 0 {
+		return errs.New(errs.NotFound, "it does not exist")
+	}
+	// A controller that the group was made without: make its directory, and bring the
+	// group's processes into it.
+	for _, t := range g.host.v1 {
+		if isDir(t.mount+g.rel) || !slices.ContainsFunc(t.controllers, func(c string) bool { return p.needs(c, false) }) {
+			continue
+		}
+		if err := g.host.create(g, p); err != nil {
+			return err
+		}
+		pids, err := readProcs(g.roll())
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if err := write(t.mount+g.rel, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, errs.NotFound) {
+				return err
+			}
+		}
+	}
+	if g.host.unified.mount != "" {
+		var made []string
+		want := g.host.delegated(p)
+		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want) }); err != nil {
+			return err
+		}
+	}
+	return g.apply(p)
+}

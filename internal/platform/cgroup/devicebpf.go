@@ -1,0 +1,347 @@
+package cgroup
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+)
+
+// On cgroup2 devices are guarded by a BPF program that is attached to the group and
+// asked at every open(2) and mknod(2) of a device (BPF_PROG_TYPE_CGROUP_DEVICE, Linux
+// 4.15). The programs are some fifty instructions and needed by the keeper, which has
+// to stay small, so they are put together and loaded here with bare bpf(2).
+
+const programName = "orlop_devices" // tells ours from those of others, such as systemd's
+
+// insn is struct bpf_insn.
+type insn struct {
+	code     uint8
+	dst, src uint8 // four bits each in the kernel's layout
+	off      int16
+	imm      int32
+}
+
+// Opcodes, of which the kernel's Documentation/bpf/standardization/instruction-set.rst
+// has the table.
+const (
+	opLoadWord = 0x61 // dst = *(u32 *)(src + off)
+	opMovReg   = 0xbc // 32 bit
+	opAndImm   = 0x54 // 32 bit
+	opShrImm   = 0x74 // 32 bit
+	opMovImm   = 0xb7
+	opJumpNE   = 0x55
+	opJumpSet  = 0x45
+	opJump     = 0x05
+	opExit     = 0x95
+)
+
+// compile makes the program: rules from the last to the first, each taking from the
+// access that is asked for (r3) what it allows, or refusing what it denies. An access
+// is granted when nothing is left of it, and denied when the rules are at their end.
+func (r *deviceRules) compile() []insn {
+	const ctx, typ, access, major, minor = 1, 2, 3, 4, 5
+	prog := []insn{ // struct bpf_cgroup_dev_ctx: access<<16|type, major, minor
+		{code: opLoadWord, dst: typ, src: ctx, off: 0},
+		{code: opMovReg, dst: access, src: typ},
+		{code: opShrImm, dst: access, imm: 16},
+		{code: opAndImm, dst: typ, imm: 0xffff},
+		{code: opLoadWord, dst: major, src: ctx, off: 4},
+		{code: opLoadWord, dst: minor, src: ctx, off: 8},
+	}
+	for i := len(r.rules) - 1; i >= 0; i-- {
+		rule := r.rules[i]
+		block := []insn{{code: opJumpNE, dst: typ, imm: int32(rule.typ)}}
+		if rule.major != anyNumber {
+			block = append(block, insn{code: opJumpNE, dst: major, imm: int32(rule.major)})
+		}
+		if rule.minor != anyNumber {
+			block = append(block, insn{code: opJumpNE, dst: minor, imm: int32(rule.minor)})
+		}
+		if rule.allow {
+			block = append(block, insn{code: opAndImm, dst: access, imm: int32(mayAll &^ rule.access)},
+				insn{code: opJumpNE, dst: access, imm: 0},
+				insn{code: opMovImm, imm: 1}, insn{code: opExit})
+		} else {
+			block = append(block, insn{code: opJumpSet, dst: access, off: 1, imm: int32(rule.access)},
+				insn{code: opJump, off: 2},
+				insn{code: opMovImm, imm: 0}, insn{code: opExit})
+		}
+		for j := range block {
+			if block[j].code == opJumpNE { // to the next rule
+				block[j].off = int16(len(block) - j - 1)
+			}
+		}
+		prog = append(prog, block...)
+	}
+	return append(prog, insn{code: opMovImm, imm: 0}, insn{code: opExit})
+}
+
+func encode(prog []insn) []byte {
+	b := make([]byte, 0, 8*len(prog))
+	for _, i := range prog {
+		b = append(b, i.code, i.dst|i.src<<4) // little endian, as amd64 and arm64 are
+		b = binary.LittleEndian.AppendUint16(b, uint16(i.off))
+		b = binary.LittleEndian.AppendUint32(b, uint32(i.imm))
+	}
+	return b
+}
+
+// programs keeps loaded programs by their instructions: nearly all containers have the
+// same rules, and loading is most of the cost.
+type programs struct {
+	mu     sync.Mutex
+	loaded map[[sha256.Size]byte]*program
+	order  [][sha256.Size]byte
+}
+
+type program struct {
+	fd int
+	id uint32
+}
+
+const maxPrograms = 32
+
+// with calls f with the loaded program for code; the program is kept while f runs.
+func (p *programs) with(code []byte, f func(*program) error) error {
+	key := sha256.Sum256(code)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	prog := p.loaded[key]
+	if prog == nil {
+		fd, err := loadProgram(code)
+		if err != nil {
+			return err
+		}
+		info, err := programInfo(fd)
+		if err != nil {
+			unix.Close(fd)
+			return err
+		}
+		prog = &program{fd, info.id}
+		if p.loaded == nil {
+			p.loaded = map[[sha256.Size]byte]*program{}
+		}
+		if len(p.order) == maxPrograms {
+			unix.Close(p.loaded[p.order[0]].fd) // attached ones live on in the kernel
+			delete(p.loaded, p.order[0])
+			p.order = p.order[1:]
+		}
+		p.loaded[key], p.order = prog, append(p.order, key)
+	}
+	return f(prog)
+}
+
+// set makes r what guards the group at dir. While an old program is replaced both are
+// there, and an access needs the consent of both.
+func (p *programs) set(dir string, r *deviceRules) error {
+	fd, err := openat(dir, unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("guard devices of %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	old, err := ours(fd)
+	if err != nil {
+		return fmt.Errorf("guard devices of %s: %w", dir, err)
+	}
+	defer func() {
+		for _, o := range old {
+			unix.Close(o.fd)
+		}
+	}()
+	var keep uint32
+	if !r.everything() {
+		err := p.with(encode(r.compile()), func(prog *program) error {
+			keep = prog.id
+			for _, o := range old {
+				if o.id == prog.id {
+					return nil
+				}
+			}
+			return bpf(bpfProgAttach, &attachAttr{target: uint32(fd), prog: uint32(prog.fd), typ: attachDevice, flags: allowMulti})
+		})
+		if err != nil {
+			return bpfError(fmt.Errorf("guard devices of %s: %w", dir, err))
+		}
+	}
+	for _, o := range old {
+		if o.id == keep {
+			continue
+		}
+		if err := bpf(bpfProgDetach, &attachAttr{target: uint32(fd), prog: uint32(o.fd), typ: attachDevice}); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("take the old device program off %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// ours returns those of our programs that are attached to the group itself, opened.
+func ours(cgroup int) (list []program, err error) {
+	ids := make([]uint32, 64) // the kernel's own limit of programs on a group
+	q := queryAttr{target: uint32(cgroup), typ: attachDevice, ids: unsafe.Pointer(&ids[0]), count: uint32(len(ids))}
+	err = bpf(bpfProgQuery, &q)
+	if err != nil {
+		return nil, bpfError(fmt.Errorf("list device programs: %w", err))
+	}
+	defer func() {
+		if err != nil {
+			for _, o := range list {
+				unix.Close(o.fd)
+			}
+		}
+	}()
+	for _, id := range ids[:min(int(q.count), len(ids))] {
+		fd, err := bpfFD(bpfProgGetFDByID, &idAttr{id: id})
+		if errors.Is(err, unix.ENOENT) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return list, fmt.Errorf("open device program %d: %w", id, err)
+		}
+		info, err := programInfo(fd)
+		if err != nil || string(info.name[:len(programName)]) != programName {
+			unix.Close(fd)
+			if err != nil {
+				return list, err
+			}
+			continue
+		}
+		list = append(list, program{fd, id})
+	}
+	return list, nil
+}
+
+// bpfRefused tells why device programs cannot be had, nil where they can. It asks the
+// kernel once: it loads one, and lists those of the root group.
+func (h *Host) bpfRefused() error {
+	h.probeBPF.Do(func() {
+		fd, err := loadProgram(encode((&deviceRules{}).compile()))
+		if err != nil {
+			h.noBPF = err
+			return
+		}
+		unix.Close(fd)
+		dir, err := openat(h.unified.mount, unix.O_DIRECTORY)
+		if err != nil {
+			h.noBPF = err
+			return
+		}
+		defer unix.Close(dir)
+		list, err := ours(dir)
+		for _, o := range list {
+			unix.Close(o.fd)
+		}
+		h.noBPF = err
+	})
+	return h.noBPF
+}
+
+func bpfError(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return errs.New(errs.PermissionDenied, "%w; it takes CAP_BPF and CAP_NET_ADMIN, or root", err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return errs.New(errs.Unsupported, "%w; the kernel needs CONFIG_CGROUP_BPF", err)
+	}
+	return err
+}
+
+// The few commands of bpf(2) that are used, with the beginnings of union bpf_attr that
+// they read; the kernel takes what is not given as zero. Addresses are 64 bits in
+// them, as pointers are wherever Orlop runs, and are kept as pointers so that Go moves
+// nothing that the kernel is reading.
+const (
+	bpfProgLoad      = 5
+	bpfProgAttach    = 8
+	bpfProgDetach    = 9
+	bpfProgGetFDByID = 13
+	bpfObjGetInfo    = 15
+	bpfProgQuery     = 16
+
+	progTypeDevice = 15 // BPF_PROG_TYPE_CGROUP_DEVICE
+	attachDevice   = 6  // BPF_CGROUP_DEVICE
+	allowMulti     = 2  // BPF_F_ALLOW_MULTI
+)
+
+type loadAttr struct {
+	typ, count     uint32
+	insns, license unsafe.Pointer
+	logLevel       uint32
+	logSize        uint32
+	log            unsafe.Pointer
+	kernVersion    uint32
+	flags          uint32
+	name           [16]byte
+}
+
+type attachAttr struct{ target, prog, typ, flags uint32 }
+
+type queryAttr struct {
+	target, typ, flags, attachFlags uint32
+	ids                             unsafe.Pointer
+	count                           uint32
+	_                               uint32
+}
+
+type idAttr struct{ id, next, flags uint32 }
+
+type infoAttr struct {
+	fd, size uint32
+	info     unsafe.Pointer
+}
+
+// progInfo is the beginning of struct bpf_prog_info.
+type progInfo struct {
+	typ, id        uint32
+	tag            [8]byte
+	jited, xlated  uint32
+	jitedP, xlateP uint64
+	loadTime       uint64
+	uid, maps      uint32
+	mapIDs         uint64
+	name           [16]byte
+}
+
+func bpfFD[T any](cmd uintptr, attr *T) (int, error) {
+	for {
+		fd, _, e := unix.Syscall(unix.SYS_BPF, cmd, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
+		switch e {
+		case 0:
+			return int(fd), nil
+		case unix.EINTR, unix.EAGAIN: // EAGAIN: the verifier was interrupted by a signal
+			continue
+		}
+		return -1, e
+	}
+}
+
+func bpf[T any](cmd uintptr, attr *T) error {
+	_, err := bpfFD(cmd, attr)
+	return err
+}
+
+func loadProgram(code []byte) (int, error) {
+	license := []byte("Apache-2.0\x00")
+	a := loadAttr{typ: progTypeDevice, count: uint32(len(code) / 8), insns: unsafe.Pointer(&code[0]), license: unsafe.Pointer(&license[0])}
+	copy(a.name[:], programName)
+	fd, err := bpfFD(bpfProgLoad, &a)
+	if err != nil {
+		return -1, bpfError(fmt.Errorf("load device program: %w", err))
+	}
+	return fd, nil
+}
+
+func programInfo(fd int) (progInfo, error) {
+	var i progInfo
+	err := bpf(bpfObjGetInfo, &infoAttr{fd: uint32(fd), size: uint32(unsafe.Sizeof(i)), info: unsafe.Pointer(&i)})
+	if err != nil {
+		return i, fmt.Errorf("read about device program: %w", err)
+	}
+	return i, nil
+}

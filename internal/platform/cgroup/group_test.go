@@ -1,0 +1,325 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+)
+
+func to[T any](v T) *T { return &v }
+
+func TestLifecycle(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		p := root(t, h) + "/pod/app"
+		if _, err := h.Load(p); !errors.Is(err, errs.NotFound) {
+			t.Errorf("Load of nothing: %v", err)
+		}
+		res := &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(50))}}
+		g, err := h.Create(p, res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Create(p, res); err != nil {
+			t.Errorf("Create again: %v", err)
+		}
+		if !g.Empty() {
+			t.Error("a new group is not empty")
+		}
+		c := spawn(t, g, "wait")
+		if c.line(t) != "ready" {
+			t.Fatal("no child")
+		}
+		procs, err := g.Procs()
+		if err != nil || !slices.Equal(procs, []int{c.Process.Pid}) {
+			t.Errorf("Procs = %v, %v; want %d", procs, err, c.Process.Pid)
+		}
+		// In every hierarchy in which the group is, its process is in it too.
+		list, err := os.ReadFile("/proc/" + strconv.Itoa(c.Process.Pid) + "/cgroup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for controller := range g.Dirs() {
+			found := false
+			for line := range strings.SplitSeq(string(list), "\n") {
+				f := strings.SplitN(line, ":", 3)
+				found = found || len(f) == 3 && slices.Contains(strings.Split(f[1], ","), controller) && f[2] == p
+			}
+			if !found {
+				t.Errorf("hierarchy %q does not have the process in %s:\n%s", controller, p, list)
+			}
+		}
+		if g.Empty() {
+			t.Error("empty with a process")
+		}
+		loaded, err := h.Load(p)
+		if err != nil || loaded.Empty() {
+			t.Errorf("Load: %v", err)
+		}
+		if kids, err := h.Children(filepath.Dir(p)); err != nil || !slices.Equal(kids, []string{"app"}) {
+			t.Errorf("Children = %v, %v", kids, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if err := g.Remove(ctx); !errors.Is(err, errs.InUse) || !strings.Contains(err.Error(), strconv.Itoa(c.Process.Pid)) {
+			t.Errorf("Remove with a process: %v", err)
+		}
+		if s, err := g.Stats(); err != nil || s.PIDs.Current == 0 || s.PIDs.Limit != 50 {
+			t.Errorf("after a refused Remove: %+v, %v", s.PIDs, err)
+		}
+		if err := g.Kill(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Remove(t.Context()); err != nil { // its process may be dying still
+			t.Fatal(err)
+		}
+		if err := g.Remove(t.Context()); err != nil {
+			t.Errorf("Remove again: %v", err)
+		}
+		if !g.Empty() || len(g.Dirs()) != 0 {
+			t.Errorf("left: %v", g.Dirs())
+		}
+	})
+}
+
+func TestAddAndDirFD(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		p := root(t, h)
+		a, err := h.Create(p+"/a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := h.Create(p+"/b", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := spawn(t, a, "wait")
+		c.line(t)
+		if err := b.Add(c.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		if pids, _ := b.Procs(); !slices.Contains(pids, c.Process.Pid) || !a.Empty() {
+			t.Errorf("after Add: b %v, a empty %v", pids, a.Empty())
+		}
+		f, ok := b.DirFD()
+		if ok != (h.layout.Mode == V2) {
+			t.Errorf("DirFD: %v on %s", ok, h.layout.Mode)
+		}
+		if ok {
+			f.Close()
+		}
+		if err := b.Add(1 << 22); !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
+			t.Errorf("Add of no process: %v", err)
+		}
+		gone, err := h.group(p + "/gone")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := gone.Add(c.Process.Pid); !errors.Is(err, errs.NotFound) {
+			t.Errorf("Add to no group: %v", err)
+		}
+		_, err = gone.Spawn(func(int) (int, error) { return c.Process.Pid, nil })
+		if !errors.Is(err, errs.NotFound) {
+			t.Errorf("Spawn in no group: %v", err)
+		}
+	})
+}
+
+func TestPaths(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		for _, p := range []string{"", "/", "/a/../b", "..", "a\nb", "a\x00b", "//"} {
+			if _, err := h.Create(p, nil); !errors.Is(err, errs.Invalid) {
+				t.Errorf("Create(%q): %v", p, err)
+			}
+		}
+	})
+}
+
+// What is refused leaves nothing: neither half a group nor its parents.
+func TestRefusedCreateLeavesNothing(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		p := root(t, h)
+		for name, tt := range map[string]struct {
+			res  *specs.LinuxResources
+			kind *errs.Kind
+			says string
+		}{
+			"value":      {&specs.LinuxResources{CPU: &specs.LinuxCPU{Period: to(uint64(1)), Quota: to(int64(1))}}, errs.Invalid, "cpu."},
+			"pids":       {&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(1 << 40))}}, errs.Invalid, "pids.max"},
+			"swap":       {&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(8 << 20)), Swap: to(int64(4 << 20))}}, errs.Invalid, "memory.swap"},
+			"cpuset":     {&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}}, errs.Invalid, "cpuset.cpus"},
+			"rdma":       {&specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"no such": {}}}, errs.Unsupported, "rdma"},
+			"unified":    {&specs.LinuxResources{Unified: map[string]string{"nothing.max": "1"}}, errs.Unsupported, "nothing"},
+			"traversal":  {&specs.LinuxResources{Unified: map[string]string{"cpu.max/../x": "1"}}, errs.Invalid, "unified"},
+			"procs":      {&specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}, errs.Invalid, "cgroup.procs"},
+			"leafWeight": {&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: to(uint16(100))}}, errs.Unsupported, "leafWeight"},
+			"devices":    {&specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "x"}}}, errs.Invalid, "devices[0]"},
+		} {
+			if name == "rdma" && h.unified.has("rdma") {
+				tt.kind = errs.Invalid
+			}
+			_, err := h.Create(p+"/deep/er", tt.res)
+			if !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%s: %v, want %v naming %s", name, err, tt.kind, tt.says)
+			}
+			if g, _ := h.group(p + "/deep"); len(g.Dirs()) > 0 {
+				t.Errorf("%s left %v", name, g.Dirs())
+			}
+		}
+	})
+}
+
+func TestConcurrentCreateRemove(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		p := root(t, h)
+		done := make(chan error)
+		for i := range 8 {
+			go func() {
+				for range 10 {
+					g, err := h.Create(p+"/pod/c"+strconv.Itoa(i), &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: to(uint64(512))}})
+					if err == nil {
+						err = g.Remove(t.Context())
+					}
+					if err != nil {
+						done <- err
+						return
+					}
+				}
+				done <- nil
+			}()
+		}
+		for range 8 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestFreezeAndKill(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		g, err := h.Create(root(t, h)+"/app", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A group below, as a container with its own groups has.
+		sub, err := h.Create(g.Path()+"/sub", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := spawn(t, sub, "fork")
+		c.line(t)
+		usage := func() time.Duration {
+			s, err := g.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.CPU.Usage
+		}
+		until(t, "CPU is used", func() bool { return usage() > 0 })
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if err := g.Freeze(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := g.Frozen(); !f || err != nil {
+			t.Errorf("Frozen = %v, %v", f, err)
+		}
+		before, _ := g.Procs()
+		u := usage()
+		time.Sleep(30 * time.Millisecond) // the time in which nothing may happen
+		if after, _ := g.Procs(); !slices.Equal(before, after) || usage()-u > 5*time.Millisecond {
+			t.Errorf("frozen, but: processes %v → %v, CPU %v → %v", before, after, u, usage())
+		}
+		if err := g.Thaw(ctx); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "CPU is used again", func() bool { return usage() > u+5*time.Millisecond })
+
+		if err := g.Freeze(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Kill(syscall.SIGKILL); err != nil { // frozen ones die too
+			t.Fatal(err)
+		}
+		ws, err := c.Process.Wait()
+		if err != nil || ws.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Errorf("child: %v, %v", ws, err)
+		}
+		until(t, "all are dead", g.Empty)
+		if err := g.Remove(t.Context()); err != nil { // with sub
+			t.Error(err)
+		}
+	})
+}
+
+func TestKillOtherSignals(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		g, err := h.Create(root(t, h), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := spawn(t, g, "wait"), spawn(t, g, "wait")
+		a.line(t)
+		b.line(t)
+		if err := g.Kill(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []*proc{a, b} {
+			ws, err := c.Process.Wait()
+			if err != nil || ws.Sys().(syscall.WaitStatus).Signal() != unix.SIGTERM {
+				t.Errorf("child: %v, %v", ws, err)
+			}
+		}
+		if f, err := g.Frozen(); f || err != nil {
+			t.Errorf("left frozen: %v, %v", f, err)
+		}
+		gone, _ := h.group("/" + instance() + "/nowhere")
+		if err := gone.Kill(syscall.SIGKILL); err != nil {
+			t.Errorf("Kill of nothing: %v", err)
+		}
+	})
+}
+
+func TestOOM(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		p := root(t, h)
+		g, err := h.Create(p+"/app", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(32 << 20)), Swap: to(int64(32 << 20))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := g.OOMKills(); n != 0 || err != nil {
+			t.Errorf("OOMKills = %d, %v", n, err)
+		}
+		c := spawn(t, g, "hog 96")
+		ws, err := c.Process.Wait()
+		if err != nil || ws.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("child: %v, %v", ws, err)
+		}
+		if n, err := g.OOMKills(); n != 1 || err != nil {
+			t.Errorf("OOMKills = %d, %v", n, err)
+		}
+		pod, err := h.Load(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := pod.OOMKills(); n != 1 || err != nil {
+			t.Errorf("OOMKills of the parent = %d, %v", n, err)
+		}
+		s, err := g.Stats()
+		if err != nil || s.Memory.LimitBytes != 32<<20 || h.layout.Mode != V2 && s.Memory.PeakBytes < 16<<20 {
+			t.Errorf("Stats: %+v, %v", s.Memory, err)
+		}
+	})
+}
