@@ -49,34 +49,64 @@ func (v *Volumes) forgetFormerBoot() error {
 	})
 }
 
-// recover completes or undoes what a crash interrupted. One volume that cannot be recovered
-// is logged and stays as its record says; the others are not held up by it.
-func (v *Volumes) recover(ctx context.Context, all map[string]record) error {
-	for key, r := range all {
-		var err error
-		switch {
-		case r.Phase == Pending:
-			// Its creation was never acknowledged.
-			v.log.Info("undo an interrupted creation", "claim", key, "volume", r.Volume)
-			if err = v.release(ctx, r.Volume); err == nil {
-				err = v.undoCreate(ctx, r)
-			}
-		case r.Phase == Deleting:
-			v.log.Info("complete an interrupted deletion", "claim", key, "volume", r.Volume)
-			err = v.finishDelete(ctx, r)
-		case r.Expanding != 0:
-			v.log.Info("complete an interrupted expansion", "claim", key, "volume", r.Volume)
-			_, err = v.finishExpand(ctx, r)
-		}
-		if err != nil {
-			v.log.Error("a volume could not be recovered", "claim", key, "volume", r.Volume, "error", err)
-		}
+// recover brings everything in order after whatever ended the last process. One
+// volume that cannot be recovered is logged and stays as its record says; the
+// others, and the start, are not held up by it.
+func (v *Volumes) recover(ctx context.Context) {
+	if err := v.replay(ctx); err != nil {
+		v.log.Error("interrupted operations on volumes are not completed", "error", err)
 	}
 	if err := v.sweep(ctx); err != nil {
 		v.log.Error("what nobody holds could not be taken away", "error", err)
 	}
 	v.reportMissing(ctx)
-	return nil
+}
+
+// replay completes or undoes what a crash, or an error, interrupted.
+func (v *Volumes) replay(ctx context.Context) error {
+	all, err := v.claims.All()
+	if err != nil {
+		return err
+	}
+	var bad []error
+	for key, r := range all {
+		if r.Phase == Bound && r.Expanding == 0 {
+			continue
+		}
+		if err := v.replayOne(ctx, key); err != nil {
+			bad = append(bad, fmt.Errorf("claim %s: %w", key, err))
+		}
+	}
+	return errors.Join(bad...)
+}
+
+func (v *Volumes) replayOne(ctx context.Context, key string) error {
+	ctx, unlock, err := v.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := v.claims.Get(key)
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return nil
+	case err != nil:
+		return err
+	case r.Phase == Pending:
+		// Its creation was never acknowledged.
+		v.log.Info("undo an interrupted creation", "claim", key, "volume", r.Volume)
+		if err := v.release(ctx, r.Volume); err != nil {
+			return err
+		}
+		return v.undoCreate(ctx, r)
+	case r.Phase == Deleting:
+		v.log.Info("complete an interrupted deletion", "claim", key, "volume", r.Volume)
+		return v.finishDelete(ctx, r)
+	case r.Expanding != 0:
+		v.log.Info("complete an interrupted expansion", "claim", key, "volume", r.Volume)
+		_, err = v.finishExpand(ctx, r)
+	}
+	return err
 }
 
 // reportMissing logs where records and images do not agree. Neither is changed: an image
@@ -109,8 +139,9 @@ func (v *Volumes) reportMissing(ctx context.Context) {
 }
 
 // Reconcile makes the host agree with the given set of holders: what only others
-// hold is unpublished, what nobody holds is unmounted and detached. What live
-// holders have is not touched. It goes on after an error and returns all of them.
+// hold is unpublished, what nobody holds is unmounted and detached, and what an error
+// left half-way (a claim that is Deleting) is completed. What live holders have is not
+// touched. It goes on after an error and returns all of them.
 func (v *Volumes) Reconcile(ctx context.Context, live map[string]bool) error {
 	all, err := v.held.All()
 	if err != nil {
@@ -126,7 +157,7 @@ func (v *Volumes) Reconcile(ctx context.Context, live map[string]bool) error {
 			}
 		}
 	}
-	bad = append(bad, v.sweep(ctx))
+	bad = append(bad, v.replay(ctx), v.sweep(ctx))
 	if err := errors.Join(bad...); err != nil {
 		return fmt.Errorf("reconcile volumes: %w", err)
 	}
@@ -173,10 +204,7 @@ func (v *Volumes) sweep(ctx context.Context) error {
 // sweepOne releases the volume unless somebody holds it; key is "" for one that no claim has.
 func (v *Volumes) sweepOne(ctx context.Context, key string, id ID) error {
 	if key == "" {
-		if err := unmountOnly(ctx, v, id); err != nil {
-			return err
-		}
-		return nil
+		return v.releaseUnknown(ctx, id)
 	}
 	ctx, unlock, err := v.lock(ctx, key)
 	if err != nil {
@@ -201,16 +229,14 @@ func (v *Volumes) sweepOne(ctx context.Context, key string, id ID) error {
 	return nil
 }
 
-// unmountOnly takes away what lies at the mount points of a volume without a claim.
-func unmountOnly(ctx context.Context, v *Volumes, id ID) error {
-	if !strings.Contains(string(id), string(filepath.Separator)) {
-		for _, dir := range []string{v.readOnlyDir(id), v.mountDir(id)} {
-			if err := unmount(ctx, dir); err != nil {
-				return err
-			}
+// releaseUnknown takes away what is mounted and attached of a volume that no claim has.
+func (v *Volumes) releaseUnknown(ctx context.Context, id ID) error {
+	for _, dir := range []string{v.readOnlyDir(id), v.mountDir(id)} {
+		if err := unmount(ctx, dir); err != nil {
+			return err
 		}
 	}
-	if err := v.detach(ctx, id); !errors.Is(err, errs.Invalid) { // Invalid: not the name of a volume
+	if err := v.detach(ctx, id); !errors.Is(err, errs.Invalid) { // Invalid: a directory that is named like no volume
 		return err
 	}
 	return nil

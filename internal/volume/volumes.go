@@ -152,9 +152,7 @@ func open(ctx context.Context, o Options) (*Volumes, error) {
 	if err := os.MkdirAll(v.mountsDir(), 0o700); err != nil {
 		return nil, err
 	}
-	if err := v.recover(ctx, all); err != nil {
-		return nil, err
-	}
+	v.recover(ctx)
 	return v, nil
 }
 

@@ -14,7 +14,7 @@ import (
 // Unmount takes away every mount stacked at path. Nothing mounted there, or no
 // such path, is no error. A mount that is busy is tried again until the context
 // ends or patience has passed: what held it is often just exiting. Then the error
-// is an errs.InUse that names the path. Symlinks are not followed.
+// is an errs.InUse that names who uses it. Symlinks are not followed.
 func Unmount(ctx context.Context, path string, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -31,7 +31,7 @@ func Unmount(ctx context.Context, path string, patience time.Duration) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errs.New(errs.InUse, "unmount %s: a process of the host has its working directory or an open file in it", path)
+			return errs.New(errs.InUse, "unmount %s: %s", path, busy(path))
 		case <-time.After(wait):
 		}
 	}
