@@ -11,6 +11,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/platform/mount"
+	"github.com/orlop-io/orlop/internal/volume/pool"
 )
 
 func splitKey(key string) (namespace, name string) {
@@ -249,20 +250,27 @@ func (v *Volumes) Teardown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bad := []error{mount.UnmountBelow(ctx, v.mountsDir(), patience)}
-	attached, err := v.engine.Attached(ctx)
-	bad = append(bad, err)
-	for id := range attached {
-		bad = append(bad, v.detach(ctx, id))
-	}
 	for key := range all {
-		bad = append(bad, v.held.Delete(key))
+		if err := v.held.Delete(key); err != nil {
+			return err
+		}
 	}
-	bad = append(bad, v.engine.Teardown(ctx))
+	return Teardown(ctx, v.o.Root, v.o.Run)
+}
+
+// Teardown unmounts and detaches every volume and the pool below the directories
+// root and run, whoever holds them; the data stays. It needs no open Volumes and makes nothing, so that it
+// also cleans up after a daemon that does not start. No daemon may be running.
+// What processes of the host keep busy is detached from the tree and named in the error.
+func Teardown(ctx context.Context, root, run string) error {
+	dir := filepath.Join(run, "volume")
+	// Everything but the pool, which lies there too, comes first.
+	bad := []error{mount.UnmountBelow(ctx, filepath.Join(dir, "mounts"), patience)}
+	bad = append(bad, pool.Teardown(ctx, filepath.Join(root, "volume"), dir))
 	if err := errors.Join(bad...); err != nil {
 		return fmt.Errorf("tear down volumes: %w", err)
 	}
-	return os.RemoveAll(v.runDir()) // directories only: nothing is mounted there
+	return os.RemoveAll(dir) // directories only: nothing is mounted there
 }
 
 // Purge is Teardown, and removes claims, volumes, the pool and all data.

@@ -75,6 +75,36 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// What a daemon left that was killed is taken away without one, and without its state.
+func TestTeardownAlone(t *testing.T) {
+	ctx := context.Background()
+	n := newNode(t).up()
+	n.create(claim("data"))
+	n.publish("data", "pod", false)
+	n.publish("data", "reader", true)
+	c := claim("raw")
+	c.Mode = volume.Block
+	n.create(c)
+	n.publish("raw", "pod", false)
+	n.stop()
+	for range 2 {
+		if err := volume.Teardown(ctx, n.opts.Root, n.opts.Run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noLeak(t, filepath.Dir(n.opts.Root))
+	n.up()
+	n.publish("data", "pod", false)
+	// Nothing was ever there.
+	dir := t.TempDir()
+	if err := volume.Teardown(ctx, filepath.Join(dir, "root"), filepath.Join(dir, "run")); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("made: %v, %v", left, err)
+	}
+}
+
 func TestCapacity(t *testing.T) {
 	n := newNode(t).up()
 	n.create(claim("small"))

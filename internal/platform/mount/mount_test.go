@@ -124,10 +124,11 @@ func TestMounts(t *testing.T) {
 	// Everything goes, even what is busy, and the error tells.
 	tmpfs(at)
 	tmpfs(inner)
-	if f, err = os.Create(filepath.Join(inner, "open")); err != nil {
+	inside, err := os.Create(filepath.Join(inner, "open"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer inside.Close()
 	if err := UnmountBelow(ctx, dir, 10*time.Millisecond); !errors.Is(err, errs.InUse) || !strings.Contains(err.Error(), inner) {
 		t.Errorf("UnmountBelow with an open file: %v", err)
 	}

@@ -238,26 +238,3 @@ func truncate(path string, sizeBytes int64) error {
 
 // patience is how long an unmount waits: blocks are freed in the background, and unmounting waits for that.
 const patience = 10 * time.Second
-
-// TeardownImage unmounts the pool below run and detaches the image below dir, if
-// there are such. It needs no open Pool, so that what a broken start left can be
-// taken away too.
-func TeardownImage(ctx context.Context, dir, run string) error {
-	root, image := filepath.Join(run, "pool"), filepath.Join(dir, "pool.img")
-	err := mount.Unmount(ctx, root, patience)
-	if errors.Is(err, errs.InUse) {
-		err = errors.Join(err, mount.Detach(root))
-	}
-	if err != nil {
-		return fmt.Errorf("tear down the volume pool: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if err := loop.Detach(ctx, image); err != nil {
-		return fmt.Errorf("tear down the volume pool: %w", err)
-	}
-	if err := os.Remove(root); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("tear down the volume pool: %w", err)
-	}
-	return nil
-}

@@ -164,11 +164,3 @@ func (p *Pool) clean() error {
 
 // Close does nothing: the pool holds no descriptors.
 func (p *Pool) Close() error { return nil }
-
-// Teardown unmounts and detaches the pool's image.
-func (p *Pool) Teardown(ctx context.Context) error {
-	if p.kind == Directory {
-		return nil
-	}
-	return TeardownImage(ctx, p.o.Dir, p.o.Run)
-}

@@ -25,7 +25,7 @@ func options(t *testing.T, dir string, kind Kind) Options {
 	t.Helper()
 	o := Options{Dir: filepath.Join(dir, "dir"), Run: filepath.Join(dir, "run"), Kind: kind, SizeBytes: 512 * mib}
 	t.Cleanup(func() {
-		if err := TeardownImage(context.Background(), o.Dir, o.Run); err != nil {
+		if err := Teardown(context.Background(), o.Dir, o.Run); err != nil {
 			t.Error(err)
 		}
 		all, err := loop.List(func(backing string) bool {

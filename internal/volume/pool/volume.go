@@ -152,6 +152,11 @@ func (p *Pool) Detach(ctx context.Context, id engine.ID) error {
 
 // Attached implements engine.Engine.
 func (p *Pool) Attached(context.Context) (map[engine.ID]string, error) {
+	return attached(p.volumes)
+}
+
+// attached returns the devices of the images in the directory; one that does not exist has none.
+func attached(volumes string) (map[engine.ID]string, error) {
 	found := make(map[engine.ID]string)
 	all, err := loop.List(func(backing string) bool {
 		_, ok := idOf(filepath.Base(backing))
@@ -163,7 +168,7 @@ func (p *Pool) Attached(context.Context) (map[engine.ID]string, error) {
 	for _, d := range all {
 		var st unix.Stat_t
 		name := filepath.Base(d.Backing)
-		if err := unix.Stat(filepath.Join(p.volumes, name), &st); err != nil || st.Dev != d.BackingDev || st.Ino != d.BackingInode {
+		if err := unix.Stat(filepath.Join(volumes, name), &st); err != nil || st.Dev != d.BackingDev || st.Ino != d.BackingInode {
 			continue // another pool's
 		}
 		id, _ := idOf(name)
