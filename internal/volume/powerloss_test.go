@@ -126,3 +126,41 @@ func writeSynced(dir, name, content string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// The disk below the pool runs full, because more was promised than there is: writes
+// fail, and what was synced before stays.
+func TestHostDiskFull(t *testing.T) {
+	disk := enginetest.Disk(t, 900*mib)
+	n := newNode(t, func(o *volume.Options) {
+		o.Root, o.PoolSizeBytes, o.Overcommit = filepath.Join(disk, "root"), 4096*mib, 10
+		o.ReserveBytes = 64 * mib
+	}).up()
+	c := claim("data")
+	c.SizeBytes = 1200 * mib
+	n.create(c)
+	dir := n.publish("data", "pod", false)
+	ballast := filepath.Join(disk, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 400*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kept := strings.Repeat("kept ", mib)
+	write(t, filepath.Join(dir, "kept"), kept)
+	var err error
+	for i := 0; err == nil && i < 150; i++ {
+		err = writeSynced(dir, fmt.Sprint("fill", i), strings.Repeat("x", 8*mib))
+	}
+	t.Logf("the volume's writes ended with: %v", err)
+	if err == nil {
+		t.Fatal("more was written than the disk has")
+	}
+	if c, err := n.CreateClaim(context.Background(), claim("more")); err == nil {
+		t.Errorf("a claim was made on a full disk: %+v", c)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	n.reboot()
+	wantFile(t, filepath.Join(n.publish("data", "pod", false), "kept"), kept)
+	write(t, filepath.Join(n.publish("data", "pod", false), "new"), kept)
+	n.create(claim("more"))
+}

@@ -21,24 +21,43 @@ type Info struct {
 	Autoclear    bool
 	ReadOnly     bool
 	SizeBytes    int64
+	// Broken: the filesystem that holds the file has shut down, so the file's numbers cannot be
+	// asked for. Only Device, Backing and SizeBytes are set.
+	Broken bool
 }
 
 // Find returns the device of the file, if it has one.
 func Find(path string) (i Info, ok bool, err error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return i, false, nil
-		}
-		return i, false, &os.PathError{Op: "stat", Path: path, Err: err}
-	}
 	name := filepath.Base(path)
 	all, err := List(func(backing string) bool { return filepath.Base(backing) == name })
-	if err != nil {
+	if err != nil || len(all) == 0 {
 		return i, false, err
 	}
-	for _, d := range all {
-		if d.BackingDev == st.Dev && d.BackingInode == st.Ino {
+	return Match(path, all)
+}
+
+// Match returns which of the devices is the file's.
+func Match(path string, devices []Info) (i Info, ok bool, err error) {
+	var st unix.Stat_t
+	broken := false
+	switch err := unix.Stat(path, &st); {
+	case errors.Is(err, unix.ENOENT):
+		return i, false, nil
+	case errors.Is(err, unix.EIO):
+		broken = true // its filesystem has shut down; only names are left
+	case err != nil:
+		return i, false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	full := path
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		full = filepath.Join(dir, filepath.Base(path))
+	}
+	for _, d := range devices {
+		same := d.BackingDev == st.Dev && d.BackingInode == st.Ino
+		if broken || d.Broken {
+			same = d.Backing == full
+		}
+		if same {
 			return d, true, nil
 		}
 	}
@@ -56,11 +75,10 @@ func List(accept func(backing string) bool) ([]Info, error) {
 	}
 	var all []Info
 	for _, dir := range dirs { // the directory is there only while a file is attached
-		raw, err := os.ReadFile(filepath.Join(dir, "backing_file"))
+		backing, err := backingFile(dir)
 		if err != nil {
 			continue // detached meanwhile
 		}
-		backing := strings.TrimSuffix(strings.TrimSuffix(string(raw), "\n"), " (deleted)")
 		if accept != nil && !accept(backing) {
 			continue
 		}
@@ -76,6 +94,12 @@ func List(accept func(backing string) bool) ([]Info, error) {
 	return all, nil
 }
 
+// backingFile returns the path of the file as sysfs shows it below /sys/block/loopN/loop.
+func backingFile(dir string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, "backing_file"))
+	return strings.TrimSuffix(strings.TrimSuffix(string(raw), "\n"), " (deleted)"), err
+}
+
 func status(node string) (i Info, ok bool, err error) {
 	f, err := os.OpenFile(node, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	switch {
@@ -85,16 +109,18 @@ func status(node string) (i Info, ok bool, err error) {
 		return i, false, err
 	}
 	defer f.Close()
-	s, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if errors.Is(err, unix.ENXIO) {
-		return i, false, nil // detached meanwhile
-	}
-	if err != nil {
-		return i, false, fmt.Errorf("status of %s: %w", node, err)
-	}
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return i, false, fmt.Errorf("size of %s: %w", node, err)
+	}
+	s, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return i, false, nil // detached meanwhile
+	case errors.Is(err, unix.EIO):
+		return Info{Device: node, SizeBytes: size, Broken: true}, true, nil
+	case err != nil:
+		return i, false, fmt.Errorf("status of %s: %w", node, err)
 	}
 	return Info{
 		Device: node, BackingDev: s.Device, BackingInode: s.Inode, SizeBytes: size,

@@ -81,6 +81,9 @@ func adopt(path string, o Options) (*Device, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
+	if i.Broken {
+		return nil, errs.New(errs.Unavailable, "attach %s: its device %s fails, as the filesystem below has shut down", path, i.Device)
+	}
 	f, err := openNode(i.Device)
 	if err != nil {
 		return nil, err
@@ -230,9 +233,15 @@ func clear(i Info) error {
 		return err
 	}
 	defer f.Close()
+	// While it is open here it cannot become another file's.
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if err != nil || info.Device != i.BackingDev || info.Inode != i.BackingInode {
-		return nil // no longer ours
+	same := err == nil && info.Device == i.BackingDev && info.Inode == i.BackingInode
+	if i.Broken {
+		backing, err := backingFile("/sys/block/" + filepath.Base(i.Device) + "/loop")
+		same = err == nil && backing == i.Backing
+	}
+	if !same {
+		return nil
 	}
 	// With other openers this sets autoclear and succeeds (loop(4), LOOP_CLR_FD).
 	err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)

@@ -54,6 +54,11 @@ func (p *Pool) openImage(ctx context.Context, exists bool) error {
 	if err != nil {
 		return err
 	}
+	if mounted {
+		if mounted, err = p.healthy(ctx); err != nil {
+			return err
+		}
+	}
 	if !mounted {
 		if err := p.mount(ctx, sb.SectorBytes); err != nil {
 			return err
@@ -157,6 +162,23 @@ func (p *Pool) mounted() (bool, error) {
 		return false, errs.New(errs.FailedPrecondition, "%s is a mount of %s, not of the pool's image %s; unmount it", p.root, m.Source, p.image)
 	}
 	return true, nil
+}
+
+// healthy tells whether the mounted pool works. After a write to its journal failed (the
+// host's disk was full, or is broken) XFS has shut down, and everything in it is
+// an I/O error until it is mounted anew, which replays the journal. That is done here, unless
+// volumes in it are still in use.
+func (p *Pool) healthy(ctx context.Context) (bool, error) {
+	_, err := os.ReadDir(p.root)
+	if !errors.Is(err, unix.EIO) {
+		return true, err
+	}
+	p.o.Log.Warn("the pool of volumes has shut down after a failed write; it is mounted anew", "image", p.image)
+	if err := mount.Unmount(ctx, p.root, time.Second); err != nil {
+		return false, errs.New(errs.Unavailable, "the pool of volumes has shut down after a failed write (is the disk full?), and volumes in it are still in use; "+
+			"what was synced is safe: free disk space, delete the pods that use volumes, and start the daemon again, or run: orlop system teardown: %w", err)
+	}
+	return false, nil
 }
 
 func (p *Pool) mount(ctx context.Context, sectorBytes uint32) error {

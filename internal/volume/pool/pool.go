@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/keylock"
 	"github.com/orlop-io/orlop/internal/platform/reflink"
@@ -79,6 +80,9 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open volume pool: %w", err)
 		}
+	}
+	if err := atomicfile.SyncDir(filepath.Dir(o.Dir)); err != nil {
+		return nil, fmt.Errorf("open volume pool: %w", err)
 	}
 	kind, exists, err := find(o)
 	if err != nil {

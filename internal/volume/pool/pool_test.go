@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/google/uuid"
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -152,6 +153,50 @@ func TestImageGrowsAndSurvives(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(p.image); string(b) != "precious" {
 		t.Error("it was changed")
+	}
+}
+
+// XFS shuts down when it cannot write its journal. The next Open mounts the pool anew, and what
+// was synced is there.
+func TestShutDown(t *testing.T) {
+	ctx := context.Background()
+	o := options(t, t.TempDir(), Image)
+	p := open(t, o)
+	id := engine.ID(uuid.NewString())
+	if err := p.Create(ctx, id, 8*mib); err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Attach(ctx, id, engine.Use{SectorBytes: 4096, Stay: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	f, err := os.Open(p.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const goingDown = 0x8004587d // XFS_IOC_GOINGDOWN, _IOR('X', 125, uint32_t)
+	how := uint32(2)             // without writing the journal
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), goingDown, uintptr(unsafe.Pointer(&how))); errno != 0 {
+		t.Fatal(errno)
+	}
+	f.Close()
+	if _, err := Open(ctx, o); !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("open with a volume in use: %v", err)
+	}
+	if a, err := p.Attached(ctx); err != nil || a[id] != d.Path {
+		t.Errorf("attached while shut down: %v, %v", a, err)
+	}
+	if _, err := p.Attach(ctx, id, engine.Use{SectorBytes: 4096}); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("attach while shut down: %v", err)
+	}
+	if err := p.Detach(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	p = open(t, o)
+	if st, err := p.Stat(ctx, id); err != nil || st.SizeBytes != 8*mib {
+		t.Errorf("after mounting anew: %+v, %v", st, err)
 	}
 }
 

@@ -166,13 +166,14 @@ func attached(volumes string) (map[engine.ID]string, error) {
 		return nil, fmt.Errorf("list attached volumes: %w", err)
 	}
 	for _, d := range all {
-		var st unix.Stat_t
 		name := filepath.Base(d.Backing)
-		if err := unix.Stat(filepath.Join(volumes, name), &st); err != nil || st.Dev != d.BackingDev || st.Ino != d.BackingInode {
-			continue // another pool's
+		own, ok, err := loop.Match(filepath.Join(volumes, name), all)
+		if err != nil {
+			return nil, err
 		}
-		id, _ := idOf(name)
-		found[id] = d.Device
+		if id, _ := idOf(name); ok && own.Device == d.Device { // else another pool's
+			found[id] = d.Device
+		}
 	}
 	return found, nil
 }
