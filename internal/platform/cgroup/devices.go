@@ -210,10 +210,8 @@ func setDevicesV1(dir string, r *deviceRules) error {
 	open := strings.HasPrefix(now, "a ")
 	if r.allowAll {
 		// Exceptions from allowing everything are not shown by the kernel: start anew.
-		if !open || len(r.exceptions) > 0 {
-			if err := write(dir, "devices.allow", "a"); err != nil {
-				return err
-			}
+		if err := write(dir, "devices.allow", "a"); err != nil {
+			return err
 		}
 		return writeRules(dir, "devices.deny", r.exceptions)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -19,12 +20,17 @@ import (
 
 // Group is one control group: one directory on V2, one per hierarchy on V1. It holds
 // no state that the kernel does not have, so any number of Groups may stand for the
-// same path, in any number of processes. It is safe for concurrent use.
+// same path, in any number of processes; except with the systemd driver, where a group
+// that Create made keeps its resources until it gets its first process. It is safe for
+// concurrent use.
 type Group struct {
 	host *Host
 	path string // as it was asked for
 	unit *unit  // with the systemd driver
 	rel  string // below the mount points: path, or where systemd puts the unit
+
+	mu      sync.Mutex
+	pending []*plan // for a scope that has not begun
 }
 
 var (
@@ -32,6 +38,7 @@ var (
 	afterValues  = fault.New("cgroup.create.values-set")
 	afterSome    = fault.New("cgroup.remove.first-hierarchy-removed")
 	afterAddSome = fault.New("cgroup.add.first-hierarchy-joined")
+	afterUnit    = fault.New("cgroup.create.unit-started")
 )
 
 func (h *Host) group(p string) (*Group, error) {

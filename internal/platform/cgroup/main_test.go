@@ -55,6 +55,11 @@ func groupsNamed(prefix string) (list []string, err error) {
 }
 
 func child(what string) {
+	// On v1 it is in all hierarchies only when Spawn has returned: wait for the word.
+	if n, err := os.Stdin.Read(make([]byte, 1)); n != 1 {
+		fmt.Fprintln(os.Stderr, "child without a start:", err)
+		os.Exit(2)
+	}
 	verb, arg, _ := strings.Cut(what, " ")
 	switch verb {
 	case "wait":
@@ -181,6 +186,9 @@ func spawn(t *testing.T, g *Group, what string) *proc {
 		t.Fatalf("spawn in %s: %v (pid %d)", g.Path(), err, pid)
 	}
 	p.out, p.in = bufio.NewScanner(r), inW
+	if _, err := inW.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		p.Process.Kill()
 		p.Wait()

@@ -18,6 +18,7 @@ import (
 type plan struct {
 	steps   []step
 	devices *deviceRules // nil: leave as they are
+	props   []prop       // the same for systemd, where that is the driver
 }
 
 // step sets one file. Where the value depends on what the group has now, do does it.
@@ -93,6 +94,11 @@ func (h *Host) plan(res *specs.LinuxResources) (*plan, error) {
 	}
 	if err := h.planUnified(p, res.Unified); err != nil {
 		return nil, err
+	}
+	if h.systemd != nil {
+		if err := planProperties(p, res); err != nil {
+			return nil, err
+		}
 	}
 	if res.Devices != nil {
 		d, err := normalize(res.Devices)
