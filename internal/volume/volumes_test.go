@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/ext4"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 	"github.com/orlop-io/orlop/internal/volume"
 	"golang.org/x/sys/unix"
@@ -238,6 +239,9 @@ func TestExpand(t *testing.T) {
 	}
 	if got := free(dir); c.ResizePending != (got < 160*mib) {
 		t.Errorf("pending %v with a filesystem of %d bytes", c.ResizePending, got)
+	}
+	if ext4.CanGrowMounted() && c.ResizePending {
+		t.Error("a mounted filesystem did not grow, although it may")
 	}
 	n.unpublish("grows", "pod")
 	dir = n.publish("grows", "pod", false)
