@@ -9,7 +9,6 @@ package mount
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -89,7 +88,7 @@ func parseLine(line []byte) (i Info, ok bool) {
 	major, minor, _ := strings.Cut(l[2], ":")
 	ma, err3 := strconv.ParseUint(major, 10, 32)
 	mi, err4 := strconv.ParseUint(minor, 10, 32)
-	if cmp.Or(err1, err2, err3, err4) != nil {
+	if err1 != nil || err2 != nil || err3 != nil || err4 != nil {
 		return i, false
 	}
 	i.Major, i.Minor = uint32(ma), uint32(mi)
