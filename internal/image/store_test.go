@@ -10,15 +10,26 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
-// open opens a store in dir; change may alter its configuration.
-func open(t testing.TB, dir string, change ...func(*config.Image)) *Store {
+func openDB(t testing.TB, dir string) *store.DB {
 	t.Helper()
 	db, err := store.Open(filepath.Join(dir, "state.db"), store.Durable)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Root: dir, DB: db, Config: config.Default().Image}
-	o.Config.DockerConfig = filepath.Join(dir, "docker")
+	return db
+}
+
+func testConfig(dir string) config.Image {
+	c := config.Default().Image
+	c.DockerConfig = filepath.Join(dir, "docker")
+	return c
+}
+
+// open opens a store in dir; change may alter its configuration.
+func open(t testing.TB, dir string, change ...func(*config.Image)) *Store {
+	t.Helper()
+	db := openDB(t, dir)
+	o := Options{Root: dir, DB: db, Config: testConfig(dir)}
 	for _, f := range change {
 		f(&o.Config)
 	}

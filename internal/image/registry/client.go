@@ -332,3 +332,9 @@ func statusError(code int, text, host string) error {
 	}
 	return errs.New(errs.Unavailable, "%s: %s", host, text)
 }
+
+// SetTimes changes how long a silent connection is waited for, and the pauses
+// before further attempts. It is for tests, before the client is used.
+func (c *Client) SetTimes(stall time.Duration, backoff ...time.Duration) {
+	c.stall, c.backoff = stall, backoff
+}
