@@ -169,6 +169,7 @@ func (m *machine) runLocked(ctx context.Context) (boot.Status, error) {
 	var ports sync.WaitGroup
 	status := &bytes.Buffer{}
 	var listeners []net.Listener
+	var one sync.Mutex // Stdout and Stderr may be the same writer
 	for name, w := range map[string]io.Writer{boot.PortStdout: m.Stdout, boot.PortStderr: m.Stderr, boot.PortStatus: status} {
 		if w == nil {
 			w = io.Discard
@@ -185,7 +186,7 @@ func (m *machine) runLocked(ctx context.Context) (boot.Status, error) {
 				return
 			}
 			defer c.Close()
-			io.Copy(w, c)
+			io.Copy(lockedWriter{&one, w}, c)
 		})
 	}
 	out := io.Writer(&console)
@@ -228,7 +229,6 @@ func (m *machine) startVirtiofsd(ctx context.Context, log io.Writer) (*exec.Cmd,
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	exited := make(chan struct{})
 	for range 500 {
 		if _, err := os.Stat(socket); err == nil {
 			return cmd, nil
@@ -237,10 +237,7 @@ func (m *machine) startVirtiofsd(ctx context.Context, log io.Writer) (*exec.Cmd,
 		if b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/stat"); err != nil || strings.Contains(string(b), ") Z ") {
 			break
 		}
-		select {
-		case <-exited:
-		case <-time.After(10 * time.Millisecond):
-		}
+		time.Sleep(10 * time.Millisecond) // it says nothing when it is ready
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
@@ -296,6 +293,17 @@ func hostKHz() int {
 		}
 	}
 	return 0
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // tail keeps the end of what is written to it.

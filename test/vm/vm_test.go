@@ -4,12 +4,19 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/orlop-io/orlop/test/vm/boot"
 )
 
 func TestRun(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine: left out with -short")
+	}
 	var out, errOut bytes.Buffer
 	o := Options{Stdout: &out, Stderr: &errOut, Timeout: 3 * time.Minute}
 	if os.Getenv("ORLOP_VM_CONSOLE") != "" {
@@ -24,5 +31,86 @@ func TestRun(t *testing.T) {
 	t.Logf("%.1f s: %s", time.Since(start).Seconds(), out.String())
 	if code != 7 || errOut.String() != "to stderr\n" || !strings.HasPrefix(out.String(), "0::/\ncgroup2fs\n") {
 		t.Errorf("code %d, stdout %q, stderr %q", code, &out, &errOut)
+	}
+}
+
+// left lists processes and directories of machines.
+func left(t *testing.T) (list []string) {
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		// Those of other test processes have other directories.
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte(os.TempDir()+"/orlop-vm-")) {
+			list = append(list, string(b))
+		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "orlop-vm-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(list, dirs...)
+}
+
+func TestTimeoutLeavesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine: left out with -short")
+	}
+	t.Setenv("TMPDIR", t.TempDir()) // so that what is found there is this test's
+	var out bytes.Buffer
+	o := Options{Stdout: &out, Stderr: &out, Timeout: 25 * time.Second}
+	code, err := Run(context.Background(), o, "/bin/sh", "-c", "echo started; exec sleep 600")
+	if err == nil || !strings.Contains(err.Error(), "did not end within 25s") {
+		t.Errorf("code %d, %v", code, err)
+	}
+	if out.String() != "started\n" {
+		t.Errorf("output %q did not come while it ran", &out)
+	}
+	if l := left(t); len(l) > 0 {
+		t.Errorf("left: %q", l)
+	}
+}
+
+func TestEndings(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots machines: left out with -short")
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	if code, err := Run(context.Background(), Options{}, "/bin/sh", "-c", "kill -9 $$"); code != 128+9 || err != nil {
+		t.Errorf("a program that a signal ended: %d, %v", code, err)
+	}
+	if code, err := Run(context.Background(), Options{}, "/no/such/program"); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("no program: %d, %v", code, err)
+	}
+	if l := left(t); len(l) > 0 {
+		t.Errorf("left: %q", l)
+	}
+}
+
+func TestMissingPackages(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := Run(context.Background(), Options{}, "/bin/true")
+	if err == nil || !strings.Contains(err.Error(), "apt-get install qemu-system-x86") {
+		t.Errorf("without QEMU: %v", err)
+	}
+	if err := download(context.Background(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "apt-get is needed") {
+		t.Errorf("without apt-get: %v", err)
+	}
+}
+
+func TestModuleIndex(t *testing.T) {
+	x := &boot.Index{
+		Files:   map[string]string{"a": "/a.ko", "b_c": "/b-c.ko", "d": "/d.ko"},
+		Depends: map[string][]string{"a": {"b_c", "d"}, "b_c": {"d"}},
+		Aliases: map[string]string{"nft_expr_1_masq": "b_c", "net_pf_*_proto_16": "d"},
+	}
+	for in, want := range map[string]string{"a": "a", "b-c": "b_c", "nft-expr-1-masq": "b_c", "net-pf-9-proto-16": "d", "x": ""} {
+		if got, _ := x.Resolve(in); got != want {
+			t.Errorf("Resolve(%s) = %s, want %s", in, got, want)
+		}
+	}
+	if got := x.Order("a"); !slices.Equal(got, []string{"/d.ko", "/b-c.ko", "/a.ko"}) {
+		t.Errorf("Order = %v", got)
 	}
 }

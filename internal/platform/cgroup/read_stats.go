@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -255,9 +256,12 @@ func (g *Group) hugeTLBStats(s *Stats) error {
 		if err != nil {
 			return err
 		}
-		l, _, err := readUint(dir, "hugetlb."+size+limit)
+		l, none, err := readUint(dir, "hugetlb."+size+limit)
 		if err != nil {
 			return err
+		}
+		if none {
+			l = math.MaxUint64
 		}
 		if s.HugeTLB == nil {
 			s.HugeTLB = map[string]HugeTLBStats{}

@@ -197,7 +197,7 @@ func TestHugepages(t *testing.T) {
 		if len(sizes) == 0 {
 			t.Skip("this machine has no huge pages")
 		}
-		res := &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: sizes[0], Limit: 4 << 20}}}
+		res := &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: sizes[0], Limit: 4 << 30}}}
 		if _, ok := h.hierarchyOf("hugetlb"); !ok && !h.unified.has("hugetlb") {
 			if _, err := h.Create(root(t, h), res); !errors.Is(err, errs.Unsupported) {
 				t.Errorf("without the controller: %v", err)
@@ -217,7 +217,7 @@ func TestHugepages(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, err := g.Stats()
-		if err != nil || s.HugeTLB[sizes[0]].LimitBytes != 4<<20 {
+		if err != nil || s.HugeTLB[sizes[0]].LimitBytes != 4<<30 {
 			t.Errorf("%+v, %v", s.HugeTLB, err)
 		}
 	})

@@ -50,7 +50,8 @@ type DeviceIO struct {
 
 // HugeTLBStats are bytes of huge pages of one size.
 type HugeTLBStats struct {
-	UsageBytes, LimitBytes uint64 // LimitBytes 0: no limit
+	UsageBytes uint64
+	LimitBytes uint64 // math.MaxUint64: no limit; 0 is one here
 }
 
 // Pressure is the kernel's pressure stall information (Documentation/accounting/psi.rst).
