@@ -2,4 +2,6 @@
 // runs it from a sealed memfd with a plan to carry out (internal/platform/executor).
 package main
 
-func main() {}
+import "github.com/orlop-io/orlop/internal/platform/executor/child"
+
+func main() { child.Main() }

@@ -18,13 +18,13 @@ package executor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
@@ -136,8 +136,6 @@ func (p *Process) Close() error {
 	return p.pidfd.Close()
 }
 
-var errNotYet = errors.New("not built yet")
-
 // New reads orlop-init into a sealed memfd and returns an Executor.
 func New(o Options) (*Executor, error) {
 	if o.Log == nil {
@@ -157,19 +155,65 @@ func (e *Executor) Close() error { return e.init.Close() }
 // namespaces, mounts, identity and limits are made, and the program has been found.
 // On error the process has been reaped and nothing is left.
 func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
-	return nil, errNotYet
+	b := newBuilder(c.Cgroup, c.Stdin, c.Stdout, c.Stderr)
+	defer b.close()
+	stdio := [3]*os.File{c.Stdin, c.Stdout, c.Stderr}
+	if c.Pause || c.Spec != nil && c.Spec.Process != nil && c.Spec.Process.Terminal {
+		stdio = [3]*os.File{}
+	}
+	err := b.container(&c)
+	if err == nil {
+		err = c.Rootfs.forgetVolatile()
+	}
+	if err == nil {
+		var p *Process
+		if p, err = e.launch(ctx, c.ID, b, stdio); err == nil {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("create %s: %w", c.ID, err)
 }
 
 // Exec makes a process in a container that runs, and returns with it waiting at the
 // gate. On error the process has been reaped.
 func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
-	return nil, errNotYet
+	id := fmt.Sprintf("process in %d", c.PID)
+	b := newBuilder(c.Cgroup, c.Stdin, c.Stdout, c.Stderr)
+	defer b.close()
+	stdio := [3]*os.File{c.Stdin, c.Stdout, c.Stderr}
+	if c.Process != nil && c.Process.Terminal {
+		stdio = [3]*os.File{}
+	}
+	pidfd := c.PIDFD
+	if pidfd == nil {
+		fd, err := unix.PidfdOpen(c.PID, 0)
+		if err != nil {
+			return nil, kinded(fmt.Errorf("create %s: %w", id, err), err)
+		}
+		pidfd = os.NewFile(uintptr(fd), "pidfd")
+		defer pidfd.Close()
+	}
+	err := b.join(&c, pidfd)
+	if err == nil {
+		var p *Process
+		if p, err = e.launch(ctx, id, b, stdio); err == nil {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("create %s: %w", id, err)
 }
 
-// Start opens the gate. It returns once the program has been executed. If that fails the
-// process has been reaped, and the error's kind says why: errs.NotFound,
-// errs.PermissionDenied, errs.Invalid (not an executable) or another.
-// A process is started once; a second Start is errs.FailedPrecondition.
-func (p *Process) Start(ctx context.Context) error {
-	return errNotYet
+// forgetVolatile removes the mark that a volatile overlay leaves in its work directory
+// and that keeps it from being mounted again. It is there after a Create that failed, or
+// whose caller died and tries again; after a crash of the machine the layer must not be
+// used again at all, as Rootfs says.
+func (r *Rootfs) forgetVolatile() error {
+	if r.Work == "" {
+		return nil
+	}
+	mark := r.Work + "/work/incompat/volatile"
+	if err := unix.Rmdir(mark); err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
+		return fmt.Errorf("remove %s: %w", mark, err)
+	}
+	return nil
 }

@@ -1,0 +1,184 @@
+package executor
+
+import (
+	"maps"
+	"os"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
+
+// builder turns a specification into a plan and what the clone needs.
+type builder struct {
+	plan     plan.Plan
+	warnings []string
+
+	clone  uintptr  // CLONE_NEW* flags of the clone
+	own    uint64   // CLONE_NEW* of the namespaces that are not the caller's
+	pidns  *os.File // PID namespace to join, or
+	pidfd  *os.File // process whose PID namespace to join
+	give   func(*os.File) uint64
+	files  []*os.File // what the child gets from plan.FirstFD on
+	opened []*os.File // to close when the child has its own
+
+	cgroup      *cgroup.Group
+	lo          bool
+	nullStreams uint64
+
+	// Mounts: early is before the pivot, late after it, last when all are there.
+	early, late, last plan.Plan
+	slots             uint64
+	ownDev            bool
+	propagation       uint64 // of bind mounts that say nothing
+}
+
+func newBuilder(g *cgroup.Group, stdin, stdout, stderr *os.File) *builder {
+	b := &builder{cgroup: g, ownDev: true, propagation: unix.MS_SLAVE}
+	b.give = func(f *os.File) uint64 {
+		b.files = append(b.files, f)
+		return uint64(plan.FirstFD + len(b.files) - 1)
+	}
+	for i, f := range []*os.File{stdin, stdout, stderr} {
+		if f == nil {
+			b.nullStreams |= 1 << i
+		}
+	}
+	return b
+}
+
+func (b *builder) close() {
+	for _, f := range b.opened {
+		f.Close()
+	}
+}
+
+func (b *builder) slot() uint64 {
+	b.slots++
+	return b.slots - 1
+}
+
+// container makes the plan of a container's first process.
+func (b *builder) container(c *Config) error {
+	spec := c.Spec
+	if spec == nil {
+		return errs.New(errs.Invalid, "no specification is given")
+	}
+	l := spec.Linux
+	if l == nil {
+		l = &specs.Linux{}
+	}
+	p := spec.Process
+	if c.Pause {
+		p = &specs.Process{Cwd: "/", Args: []string{"pause"}}
+		b.nullStreams = 0
+	} else if p == nil {
+		return errs.New(errs.Invalid, "the specification has no process")
+	}
+	if l.IntelRdt != nil || l.MemoryPolicy != nil || len(l.NetDevices) > 0 || l.MountLabel != "" {
+		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy, netDevices and mountLabel are not supported yet")
+	}
+	if err := b.namespaces(l); err != nil {
+		return err
+	}
+	at, err := b.root(c.Rootfs, c.Pause)
+	if err != nil {
+		return err
+	}
+	if err := b.mounts(spec.Mounts); err != nil {
+		return err
+	}
+	if !c.Pause {
+		if err := b.devices(l.Devices); err != nil {
+			return err
+		}
+	}
+	if err := b.maskedPaths(l); err != nil {
+		return err
+	}
+	final, ok := rootPropagation(l.RootfsPropagation)
+	if !ok {
+		return errs.New(errs.Invalid, "rootfsPropagation %q is not known", l.RootfsPropagation)
+	}
+	if final&^unix.MS_REC == unix.MS_PRIVATE {
+		b.propagation = unix.MS_PRIVATE
+	}
+
+	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
+	// Nothing that happens from here on may reach the host's mounts.
+	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
+	b.plan.Add(plan.Pivot, plan.N(0), at)
+	b.plan.Add(plan.Umask, plan.N(0))
+	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)
+	if !c.Pause {
+		b.streams(p, false)
+	}
+	b.plan.Ops = append(b.plan.Ops, b.last.Ops...)
+	if spec.Root != nil && spec.Root.Readonly || c.Pause {
+		b.plan.Add(plan.PathAttr, plan.N(unix.MOUNT_ATTR_RDONLY, 0, 0), "/")
+	}
+	if final != 0 {
+		b.plan.Add(plan.Propagate, plan.N(final), "/")
+	}
+	if err := b.identity(spec, l); err != nil {
+		return err
+	}
+	if l.Personality != nil {
+		persona, ok := map[specs.LinuxPersonalityDomain]uint64{specs.PerLinux: 0, specs.PerLinux32: 8}[l.Personality.Domain]
+		if !ok || len(l.Personality.Flags) > 0 {
+			return errs.New(errs.Unsupported, "personality %s with flags %v is not supported", l.Personality.Domain, l.Personality.Flags)
+		}
+		b.plan.Add(plan.Personality, plan.N(persona))
+	}
+	if c.Pause {
+		b.plan.Add(plan.Session, nil)
+		b.plan.Add(plan.Bounding, plan.N(0))
+		b.plan.Add(plan.Caps, plan.N(0, 0, 0, 0))
+		b.plan.Add(plan.NoNewPrivs, nil)
+		b.plan.Add(plan.Gate, nil)
+		b.plan.Add(plan.Pause, nil)
+		return nil
+	}
+	return b.process(p, l.Seccomp, false)
+}
+
+// identity sets what the container's namespaces are known by.
+func (b *builder) identity(spec *specs.Spec, l *specs.Linux) error {
+	for _, n := range []struct {
+		code  plan.Code
+		field string
+		value string
+	}{{plan.Hostname, "hostname", spec.Hostname}, {plan.Domainname, "domainname", spec.Domainname}} {
+		if n.value == "" {
+			continue
+		}
+		if b.own&unix.CLONE_NEWUTS == 0 {
+			return errs.New(errs.Invalid, "%s needs a uts namespace of the container's own: it would change the host's", n.field)
+		}
+		if len(n.value) > 64 {
+			return errs.New(errs.Invalid, "%s %q is longer than 64 bytes", n.field, n.value)
+		}
+		b.plan.Add(n.code, nil, n.value)
+	}
+	return b.sysctls(l.Sysctl)
+}
+
+// join makes the plan of a process in a container that runs.
+func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
+	if c.Process == nil {
+		return errs.New(errs.Invalid, "no process is given")
+	}
+	b.pidfd = pidfd
+	const kinds = unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+	b.plan.Add(plan.Setns, plan.N(b.give(pidfd), kinds), "of the container")
+	b.plan.Add(plan.EnterRoot, nil)
+	b.plan.Add(plan.Umask, plan.N(0))
+	b.streams(c.Process, true)
+	return b.process(c.Process, c.Seccomp, true)
+}
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

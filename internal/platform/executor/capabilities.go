@@ -1,0 +1,66 @@
+package executor
+
+import (
+	"slices"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// capNames are the capabilities in the order of their numbers (capabilities(7)).
+var capNames = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
+	"CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK",
+	"CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN",
+	"CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE",
+	"CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
+	"CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
+
+const capSysAdmin = 1 << unix.CAP_SYS_ADMIN
+
+// ownCaps are the capabilities that this process may give away: what is in its permitted
+// and its bounding set.
+var ownCaps = sync.OnceValue(func() uint64 {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&hdr, &data[0]) != nil {
+		return 0
+	}
+	own := uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
+	for c := range capNames {
+		if in, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err != nil || in == 0 {
+			own &^= 1 << c
+		}
+	}
+	return own
+})
+
+type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
+
+// capMasks translates the five sets. Names that this kernel does not know, and
+// capabilities that this process does not have itself, are left out and reported.
+func capMasks(c *specs.LinuxCapabilities) (s capSets, lacking []string) {
+	if c == nil {
+		return s, nil
+	}
+	own := ownCaps()
+	mask := func(names []string) (m uint64) {
+		for _, name := range names {
+			i := slices.Index(capNames, name)
+			if i >= 0 && own&(1<<i) != 0 {
+				m |= 1 << i
+			} else if !slices.Contains(lacking, name) {
+				lacking = append(lacking, name)
+			}
+		}
+		return m
+	}
+	s.bounding, s.effective, s.permitted = mask(c.Bounding), mask(c.Effective), mask(c.Permitted)
+	s.inheritable, s.ambient = mask(c.Inheritable), mask(c.Ambient)
+	// An ambient capability has to be both permitted and inheritable.
+	s.ambient &= s.permitted & s.inheritable
+	s.effective &= s.permitted
+	return s, lacking
+}

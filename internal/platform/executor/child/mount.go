@@ -1,0 +1,233 @@
+package child
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
+
+const emptyPaths = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+
+// fsFailed adds what the kernel has to say about a filesystem context (fsopen(2)).
+func (s *state) fsFailed(fs int, err error, operand string) *fail {
+	f := failed(err, operand)
+	var buf [1024]byte
+	for len(f.hint) < 2048 {
+		n, err := unix.Read(fs, buf[:])
+		if err != nil || n <= 2 {
+			break
+		}
+		if f.hint != "" {
+			f.hint += "; "
+		}
+		f.hint += string(buf[2:n]) // after "e ", "w " or "i "
+	}
+	return f
+}
+
+// newFS makes a mount of a new filesystem that is attached nowhere.
+func (s *state) newFS(fstype, source string, opts []string, attr uint64) (int, *fail) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err == unix.ENODEV {
+		return -1, &fail{unix.ENODEV, fstype, "the kernel does not have this filesystem"}
+	}
+	if err != nil {
+		return -1, failed(err, fstype)
+	}
+	defer unix.Close(fs)
+	if source != "" {
+		if err := unix.FsconfigSetString(fs, "source", source); err != nil {
+			return -1, s.fsFailed(fs, err, source)
+		}
+	}
+	for _, o := range opts {
+		if err := setOption(fs, o); err != nil {
+			return -1, s.fsFailed(fs, err, fstype+" option "+o)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, s.fsFailed(fs, err, fstype)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attr))
+	if err != nil {
+		return -1, s.fsFailed(fs, err, fstype)
+	}
+	return fd, nil
+}
+
+func setOption(fs int, o string) error {
+	for i := range len(o) {
+		if o[i] == '=' {
+			return unix.FsconfigSetString(fs, o[:i], o[i+1:])
+		}
+	}
+	return unix.FsconfigSetFlag(fs, o)
+}
+
+// mount mounts a new filesystem: args are path, type, source, options.
+func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
+	path, fstype, source, opts := args[0], args[1], args[2], args[3:]
+	var resolve uint64
+	if flags&plan.MountStrict != 0 {
+		resolve = unix.RESOLVE_NO_SYMLINKS
+	}
+	at, f := s.makePath(path, true, 0o755, resolve)
+	if f != nil {
+		return f
+	}
+	defer unix.Close(at)
+	first := attr
+	if flags&plan.MountCopyUp != 0 {
+		first &^= unix.MOUNT_ATTR_RDONLY
+	}
+	fd, f := s.newFS(fstype, source, opts, first)
+	if f != nil {
+		f.operand += " at " + path
+		return f
+	}
+	defer unix.Close(fd)
+	if flags&plan.MountCopyUp != 0 {
+		if f := copyUp(at, fd, path); f != nil {
+			return f
+		}
+		if first != attr {
+			if err := setattr(fd, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
+				return failed(err, path)
+			}
+		}
+	}
+	if err := unix.MoveMount(fd, "", at, "", emptyPaths); err != nil {
+		return failed(err, path)
+	}
+	if propagation != 0 {
+		return failed(setattr(fd, 0, 0, propagation, true), path)
+	}
+	return nil
+}
+
+// attach puts the mount in slot i at path.
+func (s *state) attach(i int, path string) *fail {
+	sl := s.slots[i]
+	at, f := s.makePath(path, sl.dir, 0o755, 0)
+	if f != nil {
+		return f
+	}
+	err := unix.MoveMount(sl.fd, "", at, "", emptyPaths)
+	unix.Close(at)
+	unix.Close(sl.fd)
+	return failed(err, path)
+}
+
+// setattr is mount_setattr(2) on an open mount.
+func setattr(fd int, set, clear, propagation uint64, recursive bool) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation})
+}
+
+func (s *state) pathAttr(path string, set, clear uint64, recursive bool) *fail {
+	fd, err := s.open(path, unix.O_PATH, 0)
+	if err != nil {
+		return failed(err, path)
+	}
+	defer unix.Close(fd)
+	return failed(setattr(fd, set, clear, 0, recursive), path)
+}
+
+func (s *state) mkdir(path string, mode uint32) *fail {
+	fd, f := s.makePath(path, true, mode, 0)
+	if f == nil {
+		unix.Close(fd)
+	}
+	return f
+}
+
+// cloneMount clones the single mount that fd is on.
+func cloneMount(fd int) (int, error) {
+	return unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+}
+
+// mask hides what is at the paths: a file under the null device, a directory under an
+// empty read-only filesystem. All directories share one.
+func (s *state) mask(paths []string) *fail {
+	null, empty := -1, -1
+	for _, path := range paths {
+		at, err := s.open(path, unix.O_PATH, 0)
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			continue
+		}
+		if err != nil {
+			return failed(err, path)
+		}
+		dir, err := isDir(at)
+		if err != nil {
+			return failed(err, path)
+		}
+		var m int
+		switch {
+		case !dir:
+			if null < 0 {
+				// The container's own /dev/null, proven to be it: an image could have
+				// put anything there to have it shown in place of what is masked.
+				var f *fail
+				if null, f = s.openNull(unix.O_PATH); f != nil {
+					return f
+				}
+			}
+			m, err = cloneMount(null)
+		case empty < 0:
+			var f *fail
+			if empty, f = s.newFS("tmpfs", "tmpfs", []string{"ro", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY); f != nil {
+				return f
+			}
+			m = empty
+		default:
+			m, err = cloneMount(empty)
+		}
+		if err != nil {
+			return failed(err, path)
+		}
+		if err := unix.MoveMount(m, "", at, "", emptyPaths); err != nil {
+			return failed(err, path)
+		}
+		unix.Close(at)
+		if m != empty {
+			unix.Close(m)
+		}
+	}
+	if null >= 0 {
+		unix.Close(null)
+	}
+	if empty >= 0 {
+		unix.Close(empty)
+	}
+	return nil
+}
+
+// readOnly binds each path over itself, read-only.
+func (s *state) readOnly(paths []string) *fail {
+	for _, path := range paths {
+		at, err := s.open(path, unix.O_PATH, 0)
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			continue
+		}
+		if err != nil {
+			return failed(err, path)
+		}
+		m, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+		if err != nil {
+			return failed(err, path)
+		}
+		if err := setattr(m, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
+			return failed(err, path)
+		}
+		if err := unix.MoveMount(m, "", at, "", emptyPaths); err != nil {
+			return failed(err, path)
+		}
+		unix.Close(at)
+		unix.Close(m)
+	}
+	return nil
+}

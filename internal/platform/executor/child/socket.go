@@ -1,0 +1,77 @@
+package child
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
+
+// receive reads the whole plan and takes it apart. Nothing is parsed later: after the
+// seccomp filter is installed, nothing may need memory.
+func receive() ([]plan.Op, bool) {
+	var head [8]byte
+	if n, err := recv(head[:]); err != nil || n != len(head) {
+		return nil, false
+	}
+	var size uint64
+	for i, b := range head {
+		size |= uint64(b) << (8 * i)
+	}
+	if size > 64<<20 {
+		return nil, false
+	}
+	buf := make([]byte, size)
+	for at := 0; at < len(buf); {
+		n, err := recv(buf[at:])
+		if err != nil || n <= 0 {
+			return nil, false
+		}
+		at += n
+	}
+	r := plan.Reader{B: buf}
+	ops := make([]plan.Op, 0, 128)
+	for {
+		o, ok := r.Next()
+		if !ok {
+			return ops, !r.Bad
+		}
+		ops = append(ops, o)
+	}
+}
+
+func recv(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(plan.SocketFD, b)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// send uses write(2), which seccomp profiles allow if they allow anything. A parent that
+// is gone shows as EPIPE at the next read; SIGPIPE is handled by Go.
+func send(b []byte) {
+	unix.RawSyscall(unix.SYS_WRITE, plan.SocketFD, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+}
+
+func warn(text string) { send(append([]byte{plan.MsgWarn}, text...)) }
+
+func report(c plan.Code, f *fail) {
+	m := plan.Failure{Code: c, Operand: f.operand, Errno: uint64(f.errno), Hint: f.hint}
+	send(m.Encode())
+}
+
+// gate tells the parent that all is ready and waits for its word.
+func (s *state) gate() *fail {
+	if f := s.prepare(); f != nil {
+		return f
+	}
+	send([]byte{plan.MsgReady})
+	var b [1]byte
+	if n, err := recv(b[:]); err != nil || n != 1 || b[0] != plan.MsgGo {
+		exit(1) // the parent let go of us
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package plan
+
+// The socket between the halves keeps the boundaries of messages (SOCK_SEQPACKET).
+//
+// The parent sends the length of the plan (8 bytes, little endian), then the plan in
+// pieces of at most Chunk bytes, and later Go. The child sends messages whose first
+// byte is one of the others below. That the program runs is told by the end of the
+// stream: the child's socket closes at execve.
+const (
+	Chunk = 32 << 10
+
+	MsgGo      = 'g' // parent: open the gate
+	MsgReady   = 'r' // child: waits at the gate
+	MsgWarn    = 'w' // child: text of a warning
+	MsgConsole = 'c' // child: a terminal's master comes with it
+	MsgFail    = 'f' // child: a Failure
+)
+
+// SocketFD is the child's end of the socket. Descriptors from FirstFD on are those that
+// the plan speaks of.
+const (
+	SocketFD = 3
+	FirstFD  = 4
+)
+
+// Failure says why the child ended.
+type Failure struct {
+	Code    Code
+	Operand string
+	Errno   uint64
+	Hint    string // what to know more, "" where there is nothing
+}
+
+// Encode returns the message of a failure.
+func (f *Failure) Encode() []byte {
+	p := Plan{Ops: []Op{{f.Code, N(f.Errno), []string{f.Operand, f.Hint}}}}
+	return append([]byte{MsgFail}, p.Encode()...)
+}
+
+// DecodeFailure reads the message of a failure, and returns false if it is not one.
+func DecodeFailure(b []byte) (Failure, bool) {
+	if len(b) == 0 || b[0] != MsgFail {
+		return Failure{}, false
+	}
+	r := Reader{B: b[1:]}
+	o, ok := r.Next()
+	if !ok || len(o.N) != 1 || len(o.S) != 2 {
+		return Failure{}, false
+	}
+	return Failure{o.Code, o.S[0], o.N[0], o.S[1]}, true
+}

@@ -1,0 +1,203 @@
+package executor
+
+import (
+	"encoding/binary"
+	"path"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/seccomp"
+)
+
+// defaultPath is where programs are looked for if the environment has no PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+var rlimits = map[string]uint64{
+	"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_STACK": unix.RLIMIT_STACK,
+	"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+}
+
+// streams puts the session and the terminal into the plan, once the mounts are there.
+func (b *builder) streams(p *specs.Process, exec bool) {
+	b.plan.Add(plan.Session, nil)
+	if !p.Terminal {
+		if b.nullStreams != 0 {
+			b.plan.Add(plan.NullStreams, plan.N(b.nullStreams))
+		}
+		if p.User.UID != 0 {
+			b.plan.Add(plan.OwnStreams, plan.N(uint64(p.User.UID)))
+		}
+		return
+	}
+	var rows, cols uint64
+	if p.ConsoleSize != nil {
+		rows, cols = uint64(p.ConsoleSize.Height), uint64(p.ConsoleSize.Width)
+	}
+	b.plan.Add(plan.Console, plan.N(rows, cols, uint64(p.User.UID), flag(!exec)))
+}
+
+// process puts everything about the process itself into the plan, the gate, and what
+// comes after it.
+//
+// The order matters. The bounding set goes while CAP_SETPCAP is there; the working
+// directory is entered as root, then again as the user where root may not; the user
+// changes with capabilities kept, and they are set afterwards. A seccomp filter is
+// installed last, after the gate: nothing but execve has to be allowed by it. Without
+// no_new_privs installing one needs CAP_SYS_ADMIN, so that is kept until then, and the
+// filter has to allow capset.
+func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, exec bool) error {
+	if len(p.Args) == 0 {
+		return errs.New(errs.Invalid, "process: args are empty: there is no command to run")
+	}
+	if !path.IsAbs(p.Cwd) {
+		return errs.New(errs.Invalid, "process: cwd %q is not an absolute path", p.Cwd)
+	}
+	for _, list := range [][]string{p.Args, p.Env, {p.Cwd}} {
+		for _, s := range list {
+			if strings.IndexByte(s, 0) >= 0 {
+				return errs.New(errs.Invalid, "process: %q has a null byte in it", s)
+			}
+		}
+	}
+	if p.SelinuxLabel != "" {
+		return errs.New(errs.Unsupported, "process: SELinux labels are not supported yet")
+	}
+	if p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" {
+		return errs.New(errs.Unsupported, "process: AppArmor profiles are not supported yet (asked for: %s)", p.ApparmorProfile)
+	}
+	filter, err := seccomp.Compile(sc)
+	if err != nil {
+		return err
+	}
+	caps, lacking := capMasks(p.Capabilities)
+	if len(lacking) > 0 {
+		b.warnings = append(b.warnings, "capabilities that this machine or its kernel lacks are left out: "+strings.Join(lacking, ", "))
+	}
+
+	b.plan.Add(plan.Keyring, nil, "orlop")
+	if p.OOMScoreAdj != nil {
+		b.plan.Add(plan.OOMScore, plan.N(uint64(int64(*p.OOMScoreAdj))))
+	}
+	if err := b.scheduling(p, exec); err != nil {
+		return err
+	}
+	b.plan.Add(plan.Chdir, plan.N(1, 0), p.Cwd)
+	if p.User.Umask != nil {
+		b.plan.Add(plan.Umask, plan.N(uint64(*p.User.Umask)))
+	} else {
+		b.plan.Add(plan.Umask, plan.N(0o022))
+	}
+	b.plan.Add(plan.Bounding, plan.N(caps.bounding))
+	if err := b.rlimits(p.Rlimits); err != nil {
+		return err
+	}
+	ids := plan.N(uint64(p.User.UID), uint64(p.User.GID))
+	for _, g := range p.User.AdditionalGids {
+		ids = append(ids, uint64(g))
+	}
+	b.plan.Add(plan.User, ids)
+	b.plan.Add(plan.Chdir, plan.N(0, 1), p.Cwd)
+	late := filter != nil && !p.NoNewPrivileges
+	if late {
+		if ownCaps()&capSysAdmin == 0 {
+			return errs.New(errs.PermissionDenied, "process: a seccomp filter without noNewPrivileges needs CAP_SYS_ADMIN")
+		}
+		b.plan.Add(plan.Caps, plan.N(caps.effective|capSysAdmin, caps.permitted|capSysAdmin, caps.inheritable, 0))
+	} else {
+		b.plan.Add(plan.Caps, plan.N(caps.effective, caps.permitted, caps.inheritable, caps.ambient))
+	}
+	if p.NoNewPrivileges {
+		b.plan.Add(plan.NoNewPrivs, nil)
+	}
+	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(p.Env))
+	b.plan.Add(plan.Gate, nil)
+	if filter != nil {
+		code := make([]byte, 0, 8*len(filter.Filter))
+		for _, in := range filter.Filter {
+			code = binary.NativeEndian.AppendUint16(code, in.Code)
+			code = append(code, in.Jt, in.Jf)
+			code = binary.NativeEndian.AppendUint32(code, in.K)
+		}
+		b.plan.Add(plan.Seccomp, plan.N(uint64(filter.Flags)), string(code))
+	}
+	if late {
+		b.plan.Add(plan.Caps, plan.N(caps.effective, caps.permitted, caps.inheritable, caps.ambient))
+	}
+	b.plan.Add(plan.Exec, plan.N(uint64(len(p.Args))), append(append([]string{}, p.Args...), p.Env...)...)
+	return nil
+}
+
+func searchPath(env []string) string {
+	for i := len(env) - 1; i >= 0; i-- {
+		if v, ok := strings.CutPrefix(env[i], "PATH="); ok {
+			return v
+		}
+	}
+	return defaultPath
+}
+
+func (b *builder) rlimits(list []specs.POSIXRlimit) error {
+	seen := map[string]bool{}
+	for _, l := range list {
+		r, ok := rlimits[l.Type]
+		if !ok {
+			return errs.New(errs.Invalid, "process: rlimit %q is not known", l.Type)
+		}
+		if seen[l.Type] {
+			return errs.New(errs.Invalid, "process: rlimit %s is given twice", l.Type)
+		}
+		if l.Soft > l.Hard {
+			return errs.New(errs.Invalid, "process: rlimit %s: soft limit %d is above the hard limit %d", l.Type, l.Soft, l.Hard)
+		}
+		seen[l.Type] = true
+		b.plan.Add(plan.Rlimit, plan.N(r, l.Soft, l.Hard), l.Type)
+	}
+	return nil
+}
+
+var policies = map[specs.LinuxSchedulerPolicy]uint64{
+	specs.SchedOther: unix.SCHED_NORMAL, specs.SchedFIFO: unix.SCHED_FIFO, specs.SchedRR: unix.SCHED_RR,
+	specs.SchedBatch: unix.SCHED_BATCH, specs.SchedIdle: unix.SCHED_IDLE, specs.SchedDeadline: unix.SCHED_DEADLINE,
+}
+
+var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
+	specs.SchedFlagResetOnFork: unix.SCHED_FLAG_RESET_ON_FORK, specs.SchedFlagReclaim: unix.SCHED_FLAG_RECLAIM,
+	specs.SchedFlagDLOverrun: unix.SCHED_FLAG_DL_OVERRUN, specs.SchedFlagKeepPolicy: unix.SCHED_FLAG_KEEP_POLICY,
+	specs.SchedFlagKeepParams: unix.SCHED_FLAG_KEEP_PARAMS, specs.SchedFlagUtilClampMin: unix.SCHED_FLAG_UTIL_CLAMP_MIN,
+	specs.SchedFlagUtilClampMax: unix.SCHED_FLAG_UTIL_CLAMP_MAX,
+}
+
+func (b *builder) scheduling(p *specs.Process, exec bool) error {
+	if s := p.Scheduler; s != nil {
+		policy, ok := policies[s.Policy]
+		if !ok {
+			return errs.New(errs.Invalid, "process: scheduler policy %q is not known", s.Policy)
+		}
+		var flags uint64
+		for _, f := range s.Flags {
+			v, ok := schedFlags[f]
+			if !ok {
+				return errs.New(errs.Invalid, "process: scheduler flag %q is not known", f)
+			}
+			flags |= v
+		}
+		b.plan.Add(plan.Scheduler, plan.N(policy, flags, uint64(int64(s.Nice)), uint64(s.Priority), s.Runtime, s.Deadline, s.Period))
+	}
+	if io := p.IOPriority; io != nil {
+		class, ok := map[specs.IOPriorityClass]uint64{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}[io.Class]
+		if !ok || io.Priority < 0 || io.Priority > 7 {
+			return errs.New(errs.Invalid, "process: I/O priority %s %d: the class is not known or the priority is not in 0–7", io.Class, io.Priority)
+		}
+		b.plan.Add(plan.IOPriority, plan.N(class<<13|uint64(io.Priority)))
+	}
+	if p.ExecCPUAffinity != nil && exec {
+		return errs.New(errs.Unsupported, "process: execCPUAffinity is not supported yet")
+	}
+	return nil
+}

@@ -1,0 +1,266 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
+
+func lockThread() { runtime.LockOSThread() }
+
+// initEnv is the environment of orlop-init: what Go's runtime would do for a long life is
+// not worth its time in a short one.
+var initEnv = []string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0"}
+
+// launch clones the child, gives it the plan and waits until it is at the gate.
+func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*os.File) (_ *Process, err error) {
+	ch, theirs, err := newChannel()
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{id: id, sync: ch, warnings: b.warnings}
+	defer func() {
+		if err != nil {
+			p.abandon()
+		}
+	}()
+	err = e.clone(p, b, stdio, theirs)
+	theirs.Close()
+	if err != nil {
+		return nil, err
+	}
+	stop := ch.bind(ctx)
+	defer stop()
+	if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
+		return nil, contextual(ctx, err)
+	}
+	for {
+		msg, fd, err := ch.receive()
+		if err == io.EOF {
+			return nil, p.died("before it was ready")
+		}
+		if err != nil {
+			return nil, contextual(ctx, err)
+		}
+		switch msg[0] {
+		case plan.MsgReady:
+			for _, w := range p.warnings {
+				e.log.WarnContext(ctx, "the container starts without something that it asked for", "container", id, "what", w)
+			}
+			return p, nil
+		case plan.MsgWarn:
+			p.warnings = append(p.warnings, string(msg[1:]))
+		case plan.MsgConsole:
+			if fd >= 0 && p.console == nil {
+				p.console = os.NewFile(uintptr(fd), "console")
+			}
+		case plan.MsgFail:
+			return nil, failure(msg)
+		default:
+			return nil, errs.New(errs.Internal, "init sent a message that is not known: %q", msg[0])
+		}
+	}
+}
+
+// clone makes the process, in its namespaces and its cgroup.
+func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.File) error {
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	var files []uintptr
+	for _, f := range stdio {
+		if f == nil {
+			f = null
+		}
+		files = append(files, f.Fd())
+	}
+	files = append(files, theirs.Fd())
+	for _, f := range b.files {
+		files = append(files, f.Fd())
+	}
+	pidfd := -1
+	fork := func(cgroupFD int) (int, error) {
+		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: b.clone, PidFD: &pidfd}}
+		if cgroupFD >= 0 {
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
+		}
+		return syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", e.init.Fd()), []string{"orlop-init"}, attr)
+	}
+	spawn := func() (err error) {
+		if b.cgroup != nil {
+			p.pid, err = b.cgroup.Spawn(fork)
+		} else {
+			p.pid, err = fork(-1)
+		}
+		return err
+	}
+	switch {
+	case b.pidns != nil:
+		err = onPIDNamespace(b.pidns, unix.CLONE_NEWPID, spawn)
+	case b.pidfd != nil:
+		err = onPIDNamespace(b.pidfd, unix.CLONE_NEWPID, spawn)
+	default:
+		err = spawn()
+	}
+	runtime.KeepAlive(stdio)
+	if pidfd >= 0 {
+		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	}
+	if err != nil {
+		return kinded(fmt.Errorf("clone: %w", err), err)
+	}
+	if p.pidfd == nil {
+		return errs.New(errs.Unsupported, "clone: this kernel gives no pidfd (Linux 5.2 is the oldest that does)")
+	}
+	return nil
+}
+
+// abandon ends the child, if there is one, and reaps it.
+func (p *Process) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sync != nil {
+		p.sync.close()
+		p.sync = nil
+	}
+	if p.console != nil {
+		p.console.Close()
+	}
+	switch {
+	case p.pidfd != nil:
+		unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+		p.reap()
+		p.pidfd.Close()
+	case p.pid > 0:
+		unix.Kill(p.pid, unix.SIGKILL)
+		unix.Wait4(p.pid, nil, 0, nil)
+	}
+}
+
+// reap waits for the process and returns what ended it, "" if somebody else reaped it.
+func (p *Process) reap() string {
+	var si unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), &si, unix.WEXITED|unix.WALL, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return ""
+		}
+		return ended(&si)
+	}
+}
+
+// died tells how a child ended that did not say why. It reaps it.
+func (p *Process) died(when string) error {
+	how := p.reap()
+	if how == "" {
+		how = "ended"
+	}
+	return errs.New(errs.Internal, "init %s %s (if it was killed, the cgroup's limits may be too low for it to start)", how, when)
+}
+
+// Start opens the gate. It returns once the program has been executed. If that fails the
+// process has been reaped, and the error's kind says why: errs.NotFound,
+// errs.PermissionDenied, errs.Invalid (not an executable) or another. A process that was
+// killed before the gate opened is errs.FailedPrecondition; it may still have to be reaped.
+// A process is started once; a second Start is errs.FailedPrecondition.
+func (p *Process) Start(ctx context.Context) error {
+	p.mu.Lock()
+	ch := p.sync
+	p.sync = nil
+	p.mu.Unlock()
+	if ch == nil {
+		return errs.New(errs.FailedPrecondition, "start %s: it has been started already", p.id)
+	}
+	defer ch.close()
+	stop := ch.bind(ctx)
+	defer stop()
+	if _, err := ch.file.Write([]byte{plan.MsgGo}); err != nil {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			return errs.New(errs.FailedPrecondition, "start %s: the process ended before it was started", p.id)
+		}
+		p.kill()
+		return fmt.Errorf("start %s: %w", p.id, contextual(ctx, err))
+	}
+	msg, _, err := ch.receive()
+	switch {
+	case err == io.EOF:
+		return nil // the socket closed at execve
+	case err != nil:
+		p.kill()
+		return fmt.Errorf("start %s: %w", p.id, contextual(ctx, err))
+	}
+	p.kill()
+	return fmt.Errorf("start %s: %w", p.id, failure(msg))
+}
+
+func (p *Process) kill() {
+	unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	p.reap()
+}
+
+// contextual prefers the context's error to what it caused.
+func contextual(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// failure turns the child's message into an error that names the operation and its
+// operand.
+func failure(msg []byte) error {
+	f, ok := plan.DecodeFailure(msg)
+	if !ok {
+		return errs.New(errs.Internal, "init sent a message that is not known: %q", msg)
+	}
+	errno := syscall.Errno(f.Errno)
+	text := plan.Names[f.Code]
+	if f.Operand != "" {
+		text += " " + f.Operand
+	}
+	err := fmt.Errorf("%s: %w", text, errno)
+	if f.Hint != "" {
+		err = fmt.Errorf("%w (%s)", err, strings.TrimSpace(f.Hint))
+	}
+	return kinded(err, errno)
+}
+
+// kinded gives err the kind of the system's error in cause.
+func kinded(err, cause error) error {
+	var errno syscall.Errno
+	if !errors.As(cause, &errno) {
+		return err
+	}
+	switch errno {
+	case unix.ENOENT:
+		return errs.As(errs.NotFound, err)
+	case unix.EACCES, unix.EPERM, unix.EROFS:
+		return errs.As(errs.PermissionDenied, err)
+	case unix.EINVAL, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENOEXEC, unix.EXDEV, unix.E2BIG, unix.EEXIST:
+		return errs.As(errs.Invalid, err)
+	case unix.ENOSPC, unix.ENOMEM, unix.EAGAIN, unix.EMFILE, unix.ENFILE, unix.EDQUOT, unix.EUSERS:
+		return errs.As(errs.ResourceExhausted, err)
+	case unix.ENODEV, unix.ENOSYS, unix.EOPNOTSUPP:
+		return errs.As(errs.Unsupported, err)
+	case unix.EBUSY, unix.ETXTBSY:
+		return errs.As(errs.InUse, err)
+	case unix.ESRCH:
+		return errs.As(errs.NotFound, err)
+	}
+	return err
+}
