@@ -1,0 +1,87 @@
+//go:build faults
+
+package cgroup
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/base/fault"
+)
+
+// TestFaults kills a process at every point of making, joining and removing a group,
+// and shows that doing it again, or removing it, works from there. The points of the
+// systemd driver are passed in test/vm only.
+func TestFaults(t *testing.T) {
+	points := slices.DeleteFunc(fault.List(), func(p string) bool {
+		return !strings.HasPrefix(p, "cgroup.") || p == "cgroup.create.unit-started"
+	})
+	if len(points) < 4 {
+		t.Fatalf("points: %v", points)
+	}
+	h, err := Open(Options{Driver: Cgroupfs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			p := root(t, h) + "/app"
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), "CGROUP_TEST_FAULTS="+p, "ORLOP_FAULT="+point)
+			out, err := cmd.CombinedOutput()
+			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
+				t.Fatalf("not killed: %v %s", err, out)
+			}
+			g, err := h.Create(p, faultResources)
+			if err != nil {
+				t.Fatalf("again: %v", err)
+			}
+			c := spawn(t, g, "wait")
+			c.line(t)
+			if err := g.Kill(syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+			if err := g.Remove(t.Context()); err != nil || len(g.Dirs()) > 0 {
+				t.Errorf("left %v: %v", g.Dirs(), err)
+			}
+		})
+	}
+}
+
+var faultResources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(10))}, Devices: usual}
+
+func init() {
+	p := os.Getenv("CGROUP_TEST_FAULTS")
+	if p == "" {
+		return
+	}
+	h, err := Open(Options{Driver: Cgroupfs})
+	if err != nil {
+		panic(err)
+	}
+	g, err := h.Create(p, faultResources)
+	if err != nil {
+		panic(err)
+	}
+	c := exec.Command("/bin/sleep", "1000")
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		panic(err)
+	}
+	if err := g.Add(c.Process.Pid); err != nil {
+		panic(err)
+	}
+	c.Process.Kill()
+	c.Wait()
+	if err := g.Remove(context.Background()); err != nil {
+		panic(err)
+	}
+	os.Exit(0)
+}
