@@ -270,7 +270,7 @@ func Teardown(ctx context.Context, root, run string) error {
 	if err := errors.Join(bad...); err != nil {
 		return fmt.Errorf("tear down volumes: %w", err)
 	}
-	return os.RemoveAll(dir) // directories only: nothing is mounted there
+	return mount.RemoveTree(dir)
 }
 
 // Purge is Teardown, and removes claims, volumes, the pool and all data.
@@ -287,7 +287,7 @@ func (v *Volumes) Purge(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(v.o.Root, "volume")); err != nil {
+	if err := mount.RemoveTree(filepath.Join(v.o.Root, "volume")); err != nil {
 		return fmt.Errorf("purge volumes: %w", err)
 	}
 	return nil

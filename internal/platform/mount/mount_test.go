@@ -96,6 +96,17 @@ func TestMounts(t *testing.T) {
 	}
 	is(at, true)
 
+	write := filepath.Join(inner, "data")
+	if err := os.WriteFile(write, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveTree(dir); !errors.Is(err, errs.InUse) {
+		t.Errorf("remove a tree with mounts in it: %v", err)
+	}
+	if _, err := os.Stat(write); err != nil {
+		t.Errorf("what was mounted there: %v", err)
+	}
+
 	// Busy: by what is mounted in it, then by a process.
 	if err := Unmount(ctx, at, 0); !errors.Is(err, errs.InUse) {
 		t.Errorf("unmount with mounts inside: %v", err)
@@ -133,7 +144,7 @@ func TestMounts(t *testing.T) {
 		t.Errorf("UnmountBelow with an open file: %v", err)
 	}
 	is(at, false)
-	if err := UnmountBelow(ctx, dir, 0); err != nil {
+	if err := errors.Join(UnmountBelow(ctx, dir, 0), RemoveTree(at), RemoveTree(at)); err != nil {
 		t.Error(err)
 	}
 }
