@@ -47,12 +47,12 @@ func ParseName(s string) (Name, error) {
 	rest, dgst, hasDigest := strings.Cut(s, "@")
 	if hasDigest {
 		n.Digest = digest.Digest(dgst)
-		if n.Digest.Algorithm() != digest.SHA256 || n.Digest.Validate() != nil {
+		if !isSHA256(n.Digest) {
 			return bad("what follows the @ is no sha256 digest")
 		}
 	}
-	// The first component is a host if it can be no repository.
-	if first, more, ok := strings.Cut(rest, "/"); ok && (strings.ContainsAny(first, ".:") || first == "localhost" || strings.ToLower(first) != first) {
+	// The first component is a host if it has a dot or a port, or is localhost.
+	if first, more, ok := strings.Cut(rest, "/"); ok && (strings.ContainsAny(first, ".:") || first == "localhost") {
 		n.Host, rest = strings.ToLower(first), more
 		if !hostGrammar.MatchString(first) {
 			return bad("the registry host is malformed")
