@@ -39,6 +39,9 @@ const (
 type Driver string
 
 const (
+	// Auto is Systemd where systemd is process 1 and the layout is V2, Cgroupfs
+	// elsewhere. The empty Driver means the same.
+	Auto Driver = "auto"
 	// Cgroupfs makes directories itself.
 	Cgroupfs Driver = "cgroupfs"
 	// Systemd asks systemd for transient slices and scopes. V2 only.
@@ -47,9 +50,7 @@ const (
 
 // Options says how Open looks at the host. The zero value is right for a daemon.
 type Options struct {
-	// Driver is who makes groups; "" is Systemd where systemd is process 1 and the
-	// layout is V2, and Cgroupfs elsewhere.
-	Driver Driver
+	Driver Driver // who makes groups; "" is Auto
 	// Root is where the hierarchies are mounted; "" is /sys/fs/cgroup.
 	Root string
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 )
@@ -21,6 +23,7 @@ type Host struct {
 	unified hierarchy   // mount "" in V1
 	v1      []hierarchy // sorted by mount point; none in V2
 	systemd *systemd    // nil with Cgroupfs
+	booted  bool        // systemd is process 1
 
 	programs programs
 
@@ -51,6 +54,9 @@ func Open(o Options) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(h.v1) > 0 && h.unified.mount != "" && unix.Access(h.unified.mount, unix.W_OK) != nil {
+		h.unified = hierarchy{} // mounted read-only: do without
+	}
 	if h.unified.mount != "" {
 		file := filepath.Join(h.unified.mount, "cgroup.controllers")
 		b, err := os.ReadFile(file)
@@ -65,7 +71,9 @@ func Open(o Options) (*Host, error) {
 			h.layout.Controllers[c] = t.mount
 		}
 	}
-	h.layout.Driver, err = chooseDriver(o.Driver, h.layout.Mode)
+	_, err = os.Stat("/run/systemd/system") // sd_booted(3)
+	h.booted = err == nil
+	h.layout.Driver, err = chooseDriver(o.Driver, h.layout.Mode, h.booted)
 	if err != nil {
 		return nil, err
 	}
@@ -129,13 +137,10 @@ func (h *Host) mode() Mode {
 	return Hybrid
 }
 
-// chooseDriver settles who makes groups. That systemd is process 1 is told by
-// /run/systemd/system (sd_booted(3)).
-func chooseDriver(want Driver, mode Mode) (Driver, error) {
-	_, err := os.Stat("/run/systemd/system")
-	booted := err == nil
+// chooseDriver settles who makes groups.
+func chooseDriver(want Driver, mode Mode, booted bool) (Driver, error) {
 	switch want {
-	case "":
+	case "", Auto:
 		if booted && mode == V2 {
 			return Systemd, nil
 		}
@@ -151,7 +156,7 @@ func chooseDriver(want Driver, mode Mode) (Driver, error) {
 		}
 		return Systemd, nil
 	}
-	return "", errs.New(errs.Invalid, "cgroup driver %q: use %s or %s", want, Cgroupfs, Systemd)
+	return "", errs.New(errs.Invalid, "cgroup driver %q: use %s, %s or %s", want, Auto, Cgroupfs, Systemd)
 }
 
 // Layout returns what Open found.
@@ -172,6 +177,10 @@ func (h *Host) hierarchyOf(controller string) (hierarchy, bool) {
 // and kills, and carries device programs.
 func (h *Host) base() []string {
 	switch {
+	case h.unified.mount == "" && h.booted:
+		// systemd tells by its own hierarchy which processes are the service's that
+		// started us, and ends them with it.
+		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer", "name=systemd"}
 	case h.unified.mount == "":
 		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer"}
 	case h.bpfRefused() != nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/mount"
 )
 
 func to[T any](v T) *T { return &v }
@@ -322,4 +324,116 @@ func TestOOM(t *testing.T) {
 			t.Errorf("Stats: %+v, %v", s.Memory, err)
 		}
 	})
+}
+
+// A pod's CPU set holds for its containers, for which no cpuset was made on v1.
+func TestLimitAbove(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		pod, err := h.Create(root(t, h)+"/pod", &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0", Mems: "0"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		app, err := h.Create(pod.Path()+"/app", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // by Spawn, then by Add
+			c := spawn(t, app, "wait")
+			c.line(t)
+			b, err := os.ReadFile("/proc/" + strconv.Itoa(c.Process.Pid) + "/status")
+			if err != nil || !strings.Contains(string(b), "Cpus_allowed_list:\t0\n") {
+				t.Errorf("the container is not held to the pod's CPU (%v)", err)
+			}
+			if err := app.Add(c.Process.Pid); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A container that has groups of its own (systemd in it, say) is entered all the same.
+func TestSpawnBesideChildren(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		if h.layout.Mode != V2 {
+			return // only cgroup2 keeps processes out of a group with controllers below
+		}
+		g, err := h.Create(root(t, h)+"/app", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sub, err := h.Create(g.Path()+"/init", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(100))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Add(1 << 22); err == nil {
+			t.Error("Add of no process")
+		}
+		if pid, err := g.Spawn(func(fd int) (int, error) {
+			c := exec.Command("/bin/true")
+			c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+			return 0, c.Start()
+		}); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("Spawn with nobody to join: %d, %v", pid, err)
+		}
+		spawn(t, sub, "wait").line(t)
+		c := spawn(t, g, "wait")
+		c.line(t)
+		if pids, err := sub.Procs(); err != nil || !slices.Contains(pids, c.Process.Pid) {
+			t.Errorf("after Spawn: %v, %v", pids, err)
+		}
+		if err := g.Add(c.Process.Pid); err != nil {
+			t.Errorf("Add: %v", err)
+		}
+	})
+}
+
+func TestDetect(t *testing.T) {
+	for _, tt := range []struct {
+		name, mounts string
+		mode         Mode
+		controllers  []string // of v1
+		unified      string
+	}{
+		{"v2", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate", V2, nil, "/sys/fs/cgroup"},
+		{"hybrid", "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n" +
+			"32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n" +
+			"34 30 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", Hybrid, []string{"cpu", "cpuacct", "memory", "name=systemd"}, "/sys/fs/cgroup/unified"},
+		{"v1 in a container", "33 30 0:29 /docker/abc /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n34 30 0:29 / /mnt/cpu rw - cgroup cgroup rw,cpu\n" +
+			"35 30 0:29 / /sys/fs/cgroup/twice rw - cgroup cgroup rw,cpu", V1, []string{"cpu"}, ""},
+	} {
+		all, err := mount.Parse(strings.NewReader(tt.mounts + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := detect(all, "/sys/fs/cgroup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c []string
+		for _, v := range h.v1 {
+			c = append(c, v.controllers...)
+		}
+		slices.Sort(c)
+		if h.mode() != tt.mode || !slices.Equal(c, tt.controllers) || h.unified.mount != tt.unified {
+			t.Errorf("%s: %s %v %s", tt.name, h.mode(), c, h.unified.mount)
+		}
+	}
+	if _, err := detect(nil, "/sys/fs/cgroup"); !errors.Is(err, errs.FailedPrecondition) {
+		t.Errorf("no mounts: %v", err)
+	}
+	for _, tt := range []struct {
+		want   Driver
+		mode   Mode
+		booted bool
+		got    Driver
+		kind   *errs.Kind
+	}{
+		{"", V2, true, Systemd, nil}, {Auto, V2, false, Cgroupfs, nil}, {"", Hybrid, true, Cgroupfs, nil}, {Cgroupfs, V2, true, Cgroupfs, nil},
+		{Systemd, V1, true, "", errs.Unsupported}, {Systemd, V2, false, "", errs.Unsupported}, {"other", V2, true, "", errs.Invalid},
+	} {
+		got, err := chooseDriver(tt.want, tt.mode, tt.booted)
+		if got != tt.got || errs.KindOf(err) != tt.kind {
+			t.Errorf("chooseDriver(%q, %s, %v) = %s, %v", tt.want, tt.mode, tt.booted, got, err)
+		}
+	}
 }

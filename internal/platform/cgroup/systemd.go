@@ -230,7 +230,7 @@ func (s *systemd) start(g *Group, pid int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if isDir(g.unifiedDir()) { // another Add was first
-		return g.join(pid, []string{g.unifiedDir()})
+		return write(g.unifiedDir(), "cgroup.procs", fmt.Sprint(pid))
 	}
 	all := &plan{}
 	for _, p := range g.pending {
