@@ -326,8 +326,17 @@ func (w *blobWriter) write(b []byte) error {
 	return nil
 }
 
-func (w *blobWriter) sync() error { return diskError(w.f.Sync()) }
-func (w *blobWriter) close()      { w.f.Close() }
+// sync has the blob on the disk. Nobody is going to read it soon, so that it need
+// not stay in memory.
+func (w *blobWriter) sync() error {
+	if err := w.f.Sync(); err != nil {
+		return diskError(err)
+	}
+	_ = unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED) // a hint
+	return nil
+}
+
+func (w *blobWriter) close() { w.f.Close() }
 
 // diskError says what to do about a full disk.
 func diskError(err error) error {

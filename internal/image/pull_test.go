@@ -1,10 +1,24 @@
 package image
 
 import (
+	"errors"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/image/imagetest"
 )
 
@@ -64,5 +78,70 @@ func TestPull(t *testing.T) {
 	}
 	if got := reg.Requests()[before:]; len(got) > 3 { // handshake (https is not spoken), ping, manifest
 		t.Errorf("a second pull asked for %q", got)
+	}
+}
+
+// TestPullIndex pulls from another implementation's registry, which holds an index,
+// and chooses the platform.
+func TestPullIndex(t *testing.T) {
+	srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer srv.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	var index v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	ids := make(map[string]string)
+	for _, arch := range []string{"amd64", "arm64"} {
+		img, err := random.Image(4096, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg = cfg.DeepCopy()
+		cfg.OS, cfg.Architecture = "linux", arch
+		if img, err = mutate.ConfigFile(img, cfg); err != nil {
+			t.Fatal(err)
+		}
+		id, err := img.ConfigName()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[arch] = id.String()
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}}})
+	}
+	ref, err := name.ParseReference(host + "/team/app:2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteIndex(ref, index); err != nil {
+		t.Fatal(err)
+	}
+	top, err := index.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, t.TempDir())
+	for _, arch := range []string{"amd64", "arm64"} {
+		img, err := s.Pull(t.Context(), host+"/team/app:2", PullOptions{Platform: "linux/" + arch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img.ID.String() != ids[arch] || img.Platform != "linux/"+arch || len(img.Layers) != 3 {
+			t.Errorf("%s: %+v", arch, img)
+		}
+		if want := host + "/team/app@" + top.String(); len(img.Digests) != 1 || img.Digests[0] != want {
+			t.Errorf("digests %q, want %s", img.Digests, want)
+		}
+	}
+	if _, err := s.Pull(t.Context(), host+"/team/app:2", PullOptions{Platform: "linux/s390x"}); !errors.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "linux/arm64") {
+		t.Errorf("a platform that is not there: %v", err)
+	}
+	if _, err := s.Pull(t.Context(), host+"/team/nothing:2", PullOptions{}); !errors.Is(err, errs.NotFound) {
+		t.Errorf("no such image: %v", err)
+	}
+	bytes, inodes, err := s.Usage(t.Context())
+	if err != nil || bytes == 0 || inodes < 10 {
+		t.Errorf("usage %d bytes, %d inodes, %v", bytes, inodes, err)
 	}
 }

@@ -65,14 +65,10 @@ func (s *Store) layerDir(rec layerRecord) string { return s.dir("layers", rec.Di
 
 // load reads records and directories, and removes what no record reaches.
 func (s *Store) load(ctx context.Context) error {
-	for _, d := range []string{"blobs/sha256", "layers", "tmp"} {
-		if err := os.MkdirAll(s.dir(d), 0o700); err != nil {
-			return err
-		}
-	}
-	if err := atomicfile.Write(s.dir("oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600, false); err != nil {
+	if err := s.makeDirs(); err != nil {
 		return err
 	}
+	spread(s.dir("tmp")) // layers are moved from there with where they lie
 	if err := s.emptyTemp(ctx); err != nil {
 		return err
 	}
@@ -103,6 +99,25 @@ func (s *Store) load(ctx context.Context) error {
 	}
 	_, err = s.sweep(nil)
 	return err
+}
+
+// makeDirs makes the store's directories where they are missing, durably: a blob's
+// fsync(2) is of no use if the directory above it can vanish.
+func (s *Store) makeDirs() error {
+	for _, d := range []string{"layers", "tmp", "blobs/sha256"} {
+		if err := os.MkdirAll(s.dir(d), 0o700); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Lstat(s.dir("oci-layout")); err == nil {
+		return nil // written last: all is there
+	}
+	for _, d := range []string{s.dir("blobs"), s.root, s.o.Root} {
+		if err := atomicfile.SyncDir(d); err != nil {
+			return err
+		}
+	}
+	return atomicfile.Write(s.dir("oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600, true)
 }
 
 // emptyTemp removes what unfinished work of a former process has left.

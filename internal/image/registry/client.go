@@ -24,6 +24,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -139,6 +140,8 @@ type endpoint struct {
 	repo   string
 	plain  bool // plain HTTP is allowed
 	auth   func(context.Context) (authn.Authenticator, error)
+
+	down atomic.Bool // a mirror that was out of reach
 
 	mu     sync.Mutex
 	client *http.Client // after the handshake

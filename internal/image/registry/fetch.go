@@ -49,11 +49,21 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 	return data, mediaType, err
 }
 
-// each tries the endpoints in order, each a few times, until one succeeds.
+// each tries the endpoints in order until one succeeds: mirrors once, and not
+// again for this repository when one was out of reach, the registry a few times.
 func (r *Repository) each(ctx context.Context, try func(*endpoint) error) error {
 	var all []error
-	for _, e := range r.endpoints {
-		err := r.c.retry(ctx, func() error { return try(e) })
+	for i, e := range r.endpoints {
+		var err error
+		if i < len(r.endpoints)-1 {
+			if e.down.Load() {
+				continue
+			}
+			err = try(e)
+			e.down.Store(errors.Is(err, errs.Unavailable))
+		} else {
+			err = r.c.retry(ctx, func() error { return try(e) })
+		}
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
