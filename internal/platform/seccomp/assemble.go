@@ -1,0 +1,179 @@
+package seccomp
+
+import (
+	"maps"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Offsets in struct seccomp_data; arguments are little endian on all that abis lists.
+const (
+	offNumber = 0
+	offArch   = 4
+	offArgs   = 16
+)
+
+const (
+	load     = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	and      = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
+	jump     = unix.BPF_JMP | unix.BPF_JA
+	ifEqual  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	ifAbove  = unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K
+	ifAtOver = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
+	ret      = unix.BPF_RET | unix.BPF_K
+)
+
+type code []unix.SockFilter
+
+func op(c uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: c, K: k} }
+
+// branch runs yes if the comparison holds and no otherwise. Both end by themselves.
+func branch(compare uint16, k uint32, no, yes code) code {
+	out := make(code, 0, len(no)+len(yes)+2)
+	if len(no) <= 255 {
+		out = append(out, unix.SockFilter{Code: compare, Jt: uint8(len(no)), K: k})
+	} else { // too far for a conditional jump
+		out = append(out, unix.SockFilter{Code: compare, Jf: 1, K: k}, op(jump, uint32(len(no))))
+	}
+	return append(append(out, no...), yes...)
+}
+
+// assemble makes the program: first the architecture, then the number.
+func assemble(tables []*table) code {
+	out := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)} // no architecture matched
+	var x32 *table
+	for _, t := range slices.Backward(tables) {
+		if t.name == specs.ArchX32 {
+			x32 = t
+			continue
+		}
+		body := code{op(load, offNumber)}
+		if t.name == specs.ArchX86_64 {
+			// Its numbers and x32's differ in one bit only. −1 is what a tracer makes of the
+			// number of a call to skip, and no call of x32.
+			foreign := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)}
+			if x32 != nil {
+				foreign = x32.tree()
+			}
+			foreign = branch(ifEqual, ^uint32(0), foreign, code{op(ret, t.fallback)})
+			body = append(body, branch(ifAtOver, x32Bit, t.tree(), foreign)...)
+		} else {
+			body = append(body, t.tree()...)
+		}
+		out = branch(ifEqual, t.audit, out, body)
+	}
+	return append(code{op(load, offArch)}, out...)
+}
+
+// leaf is a range of numbers that are treated alike, from start to the next one's.
+type leaf struct {
+	start uint32
+	code  code
+}
+
+// tree finds the number that is in the accumulator.
+func (t *table) tree() code {
+	fallback := code{op(ret, t.fallback)}
+	leaves := []leaf{{0, fallback}}
+	// put says what happens from start on, and replaces what it was said to be there.
+	put := func(start uint32, c code) {
+		last := &leaves[len(leaves)-1]
+		if last.start == start {
+			last.code = c
+			if n := len(leaves); n > 1 && slices.Equal(leaves[n-2].code, c) {
+				leaves = leaves[:n-1]
+			}
+		} else if !slices.Equal(last.code, c) {
+			leaves = append(leaves, leaf{start, c})
+		}
+	}
+	for _, nr := range slices.Sorted(maps.Keys(t.rules)) {
+		put(nr, t.decide(t.rules[nr]))
+		put(nr+1, fallback)
+	}
+	if t.enosys {
+		put(t.newest+1, code{op(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))})
+	}
+	return balance(leaves)
+}
+
+func balance(leaves []leaf) code {
+	if len(leaves) == 1 {
+		return leaves[0].code
+	}
+	mid := len(leaves) / 2
+	return branch(ifAtOver, leaves[mid].start, balance(leaves[:mid]), balance(leaves[mid:]))
+}
+
+// decide tries the rules of one call in their order.
+func (t *table) decide(rules []rule) code {
+	var out code
+	for _, r := range rules {
+		var body code
+		// From the last condition back: a comparison that fails jumps over all of the rule.
+		for i := len(r.conditions) - 1; i >= 0; i-- {
+			body = append(t.compare(r.conditions[i], len(body)+1), body...)
+		}
+		out = append(append(out, body...), op(ret, r.ret))
+		if len(r.conditions) == 0 {
+			return out
+		}
+	}
+	return append(out, op(ret, t.fallback))
+}
+
+// compare goes on after its last instruction if the condition holds, and skips rest more
+// instructions if it does not. Words are compared from the upper to the lower.
+func (t *table) compare(a specs.LinuxSeccompArg, rest int) code {
+	value, mask := a.Value, ^uint64(0)
+	if a.Op == specs.OpMaskedEqual {
+		mask = a.Value
+		value = a.ValueTwo & mask
+	}
+	lo, hi := uint32(value), uint32(value>>32)
+	at := uint32(offArgs + 8*a.Index)
+
+	// The lower words decide; yes and no are where to go, counted from behind this part.
+	low := code{op(load, at)}
+	if uint32(mask) != ^uint32(0) {
+		low = append(low, op(and, uint32(mask)))
+	}
+	fails := uint8(rest)
+	switch a.Op {
+	case specs.OpEqualTo, specs.OpMaskedEqual:
+		low = append(low, unix.SockFilter{Code: ifEqual, Jf: fails, K: lo})
+	case specs.OpNotEqual:
+		low = append(low, unix.SockFilter{Code: ifEqual, Jt: fails, K: lo})
+	case specs.OpGreaterThan:
+		low = append(low, unix.SockFilter{Code: ifAbove, Jf: fails, K: lo})
+	case specs.OpGreaterEqual:
+		low = append(low, unix.SockFilter{Code: ifAtOver, Jf: fails, K: lo})
+	case specs.OpLessThan:
+		low = append(low, unix.SockFilter{Code: ifAtOver, Jt: fails, K: lo})
+	case specs.OpLessEqual:
+		low = append(low, unix.SockFilter{Code: ifAbove, Jt: fails, K: lo})
+	}
+	if t.narrow {
+		return low // there is no upper word
+	}
+
+	holds := uint8(len(low))
+	fails = uint8(len(low) + rest)
+	high := code{op(load, at+4)}
+	if uint32(mask>>32) != ^uint32(0) {
+		high = append(high, op(and, uint32(mask>>32)))
+	}
+	switch a.Op {
+	case specs.OpEqualTo, specs.OpMaskedEqual:
+		high = append(high, unix.SockFilter{Code: ifEqual, Jf: fails, K: hi})
+	case specs.OpNotEqual:
+		high = append(high, unix.SockFilter{Code: ifEqual, Jf: holds, K: hi})
+	case specs.OpGreaterThan, specs.OpGreaterEqual:
+		high = append(high, unix.SockFilter{Code: ifAbove, Jt: holds + 1, K: hi}, unix.SockFilter{Code: ifEqual, Jf: fails, K: hi})
+	case specs.OpLessThan, specs.OpLessEqual:
+		high = append(high, unix.SockFilter{Code: ifAbove, Jt: fails + 1, K: hi}, unix.SockFilter{Code: ifEqual, Jf: holds, K: hi})
+	}
+	return append(high, low...)
+}
