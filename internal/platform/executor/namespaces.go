@@ -3,7 +3,6 @@ package executor
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 var nsFlags = map[specs.LinuxNamespaceType]uint64{
@@ -148,19 +148,13 @@ func sysctlPath(name string) string {
 	}, name)
 }
 
-// onPIDNamespace runs fn on a thread whose children are made in the PID namespace ns.
-func onPIDNamespace(ns *os.File, kinds int, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread is locked and ends with the goroutine: it is never used again.
-		lockThread()
-		if err := unix.Setns(int(ns.Fd()), kinds); err != nil {
-			done <- fmt.Errorf("join PID namespace %s: %w", ns.Name(), err)
-			return
+// onPIDNamespace runs fn on a thread whose children are made in the PID namespace of ns,
+// which is a namespace or a pidfd.
+func onPIDNamespace(ns *os.File, fn func() error) error {
+	return namespace.OnThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWPID); err != nil {
+			return fmt.Errorf("join PID namespace %s: %w", ns.Name(), err)
 		}
-		done <- fn()
-	}()
-	return <-done
+		return fn()
+	})
 }
-
-func pidPath(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -16,8 +16,6 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
-func lockThread() { runtime.LockOSThread() }
-
 // initEnv is the environment of orlop-init: what Go's runtime would do for a long life is
 // not worth its time in a short one.
 var initEnv = []string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0"}
@@ -108,9 +106,9 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	}
 	switch {
 	case b.pidns != nil:
-		err = onPIDNamespace(b.pidns, unix.CLONE_NEWPID, spawn)
+		err = onPIDNamespace(b.pidns, spawn)
 	case b.pidfd != nil:
-		err = onPIDNamespace(b.pidfd, unix.CLONE_NEWPID, spawn)
+		err = onPIDNamespace(b.pidfd, spawn)
 	default:
 		err = spawn()
 	}
