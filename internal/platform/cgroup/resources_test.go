@@ -46,8 +46,8 @@ func TestResources(t *testing.T) {
 				v2: files{"memory.max": "67108864", "memory.swap.max": "33554432", "memory.low": "33554432"}},
 			{name: "memory without limit", res: specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(-1))}},
 				v1: files{"memory.limit_in_bytes": "9223372036854771712"}, v2: files{"memory.max": "max", "memory.swap.max": "max"}},
-			{name: "swap without limit", res: specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(8 << 20)), Swap: to(int64(-1))}},
-				v1: files{"memory.limit_in_bytes": "8388608"}, v2: files{"memory.max": "8388608", "memory.swap.max": "max"}},
+			{name: "swap without limit", res: specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(64 << 20)), Swap: to(int64(-1))}},
+				v1: files{"memory.limit_in_bytes": "67108864"}, v2: files{"memory.max": "67108864", "memory.swap.max": "max"}},
 			{name: "swappiness", res: specs.LinuxResources{Memory: &specs.LinuxMemory{Swappiness: to(uint64(10))}},
 				v1: files{"memory.swappiness": "10"}, none2: errs.Unsupported},
 			{name: "oom", res: specs.LinuxResources{Memory: &specs.LinuxMemory{DisableOOMKiller: to(true)}},
@@ -112,11 +112,11 @@ func TestUpdateGrowsAndShrinks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, mib := range []int64{64, 16, 128, 32} {
+		for _, mib := range []int64{256, 64, 512, 128} {
 			b := mib << 20
 			err := g.Update(&specs.LinuxResources{
 				Memory: &specs.LinuxMemory{Limit: &b, Swap: to(b * 2)},
-				CPU:    &specs.LinuxCPU{Quota: to(mib * 1000), Burst: to(uint64(mib * 500)), Period: to(uint64(100000))},
+				CPU:    &specs.LinuxCPU{Quota: to(mib * 250), Burst: to(uint64(mib * 125)), Period: to(uint64(100000))},
 			})
 			if err != nil {
 				t.Fatalf("%d MiB: %v", mib, err)
