@@ -20,12 +20,14 @@ func TestCgroupV2Host(t *testing.T) {
 		name    string
 		pkg     string   // the package of which the tests run
 		run     string   // -test.run; "" is all
+		tags    string   // build tags
 		systemd bool     // with systemd as process 1
 		env     []string // added to the environment
 		modules []string
 	}{
 		{name: "cgroup", pkg: "./internal/platform/cgroup"},
-		{name: "cgroup-systemd", pkg: "./internal/platform/cgroup", run: "^(TestSystemd|TestLifecycle|TestDevices)$", systemd: true, env: []string{"ORLOP_TEST_SYSTEMD=1"}},
+		{name: "cgroup-systemd", pkg: "./internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", systemd: true, env: []string{"ORLOP_TEST_SYSTEMD=1"}},
+		{name: "namespace", pkg: "./internal/platform/namespace"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx := context.Background()
@@ -34,7 +36,7 @@ func TestCgroupV2Host(t *testing.T) {
 				t.Fatal(err)
 			}
 			bin := filepath.Join(t.TempDir(), tt.name+".test")
-			if _, err := command(ctx, root, "env", "CGO_ENABLED=0", "go", "test", "-c", "-o", bin, tt.pkg); err != nil {
+			if _, err := command(ctx, root, "env", "CGO_ENABLED=0", "go", "test", "-c", "-tags", tt.tags, "-o", bin, tt.pkg); err != nil {
 				t.Fatal(err)
 			}
 			var out bytes.Buffer

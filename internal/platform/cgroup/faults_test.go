@@ -17,24 +17,41 @@ import (
 )
 
 // TestFaults kills a process at every point of making, joining and removing a group,
-// and shows that doing it again, or removing it, works from there. The points of the
-// systemd driver are passed in test/vm only.
+// and shows that doing it again, or removing it, works from there. With the systemd
+// driver too where that can be had, which is in test/vm.
 func TestFaults(t *testing.T) {
-	points := slices.DeleteFunc(fault.List(), func(p string) bool {
-		return !strings.HasPrefix(p, "cgroup.") || p == "cgroup.create.unit-started"
-	})
-	if len(points) < 4 {
-		t.Fatalf("points: %v", points)
+	drivers := []Driver{Cgroupfs, Systemd}
+	if _, err := Open(Options{Driver: Systemd}); err != nil {
+		if os.Getenv("ORLOP_TEST_SYSTEMD") != "" {
+			t.Fatal(err)
+		}
+		drivers = drivers[:1]
 	}
-	h, err := Open(Options{Driver: Cgroupfs})
-	if err != nil {
-		t.Fatal(err)
+	for _, d := range drivers {
+		h, err := Open(Options{Driver: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(string(d), func(t *testing.T) { testFaults(t, h) })
+	}
+}
+
+func testFaults(t *testing.T, h *Host) {
+	points := slices.DeleteFunc(fault.List(), func(p string) bool {
+		// Points of the other driver: systemd moves the first process and removes the
+		// directory itself.
+		systemds := p == afterUnitName
+		cgroupfs := p == afterJoinName || p == afterSomeName
+		return !strings.HasPrefix(p, "cgroup.") || h.systemd == nil && systemds || h.systemd != nil && cgroupfs
+	})
+	if len(points) < 3 {
+		t.Fatalf("points: %v", points)
 	}
 	for _, point := range points {
 		t.Run(point, func(t *testing.T) {
 			p := root(t, h) + "/app"
 			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = append(os.Environ(), "CGROUP_TEST_FAULTS="+p, "ORLOP_FAULT="+point)
+			cmd.Env = append(os.Environ(), "CGROUP_TEST_FAULTS="+p, "CGROUP_TEST_DRIVER="+string(h.layout.Driver), "ORLOP_FAULT="+point)
 			out, err := cmd.CombinedOutput()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
 				t.Fatalf("not killed: %v %s", err, out)
@@ -55,6 +72,12 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+const (
+	afterUnitName = "cgroup.create.unit-started"
+	afterSomeName = "cgroup.remove.first-hierarchy-removed"
+	afterJoinName = "cgroup.add.first-hierarchy-joined"
+)
+
 var faultResources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(10))}, Devices: usual}
 
 func init() {
@@ -62,7 +85,7 @@ func init() {
 	if p == "" {
 		return
 	}
-	h, err := Open(Options{Driver: Cgroupfs})
+	h, err := Open(Options{Driver: Driver(os.Getenv("CGROUP_TEST_DRIVER"))})
 	if err != nil {
 		panic(err)
 	}

@@ -368,6 +368,12 @@ func (g *Group) Spawn(clone func(cgroupFD int) (pid int, err error)) (int, error
 			pid, err = cloneInto(leaf, clone)
 		}
 	}
+	if errors.Is(err, errNoDir) && g.pendingScope() { // it has just ended
+		if pid, err = clone(-1); err != nil {
+			return 0, err
+		}
+		return pid, g.Add(pid)
+	}
 	if errors.Is(err, errNoDir) {
 		return 0, errs.New(errs.NotFound, "start a process in cgroup %s: it does not exist", g.path)
 	}

@@ -46,7 +46,7 @@ func groupsNamed(prefix string) (list []string, err error) {
 			}
 			return err
 		}
-		if d.IsDir() && strings.Contains(d.Name(), prefix) {
+		if d.IsDir() && (strings.Contains(d.Name(), prefix) || strings.Contains(d.Name(), escape(prefix))) {
 			list = append(list, p)
 		}
 		return nil

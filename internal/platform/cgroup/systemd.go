@@ -189,8 +189,26 @@ func (s *systemd) transient(ctx context.Context, name string, props []dbus.Prope
 
 func (s *systemd) create(g *Group, p *plan) error {
 	if g.unit.scope {
-		if isDir(g.unifiedDir()) {
-			return s.update(g, p)
+		if isDir(g.unifiedDir()) && (g.unit.below != "" || !g.Empty()) {
+			err := s.update(g, p)
+			if g.unit.below != "" || err != nil && !errors.Is(err, errs.NotFound) {
+				return err
+			}
+			// Should it end before Spawn, it begins anew with the same.
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.pending = append(g.pending, p)
+			return nil
+		}
+		if isDir(g.unifiedDir()) { // its last process has ended, and systemd is about to end it
+			ctx, cancel := context.WithTimeout(context.Background(), dbusWait)
+			defer cancel()
+			if err := s.stop(ctx, g.unit.name); err != nil {
+				return err
+			}
+			if err := removeTree(g.unifiedDir()); err != nil {
+				return err
+			}
 		}
 		if g.unit.below != "" {
 			if scope := strings.TrimSuffix(g.unifiedDir(), g.unit.below); isDir(scope) {
@@ -265,6 +283,9 @@ func (s *systemd) update(g *Group, p *plan) error {
 		err := s.with(context.Background(), func(ctx context.Context, c *dbus.Conn) error {
 			return c.SetUnitPropertiesContext(ctx, g.unit.name, true, props...)
 		})
+		if isDBus(err, errNoUnit) {
+			return errs.New(errs.NotFound, "unit %s has ended", g.unit.name)
+		}
 		if err != nil {
 			return errs.New(errs.Invalid, "set properties of unit %s: %w", g.unit.name, err)
 		}
