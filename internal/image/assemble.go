@@ -15,7 +15,8 @@ import (
 
 var faultLayersHere = fault.New("image.assemble.layers-here")
 
-// openLayer returns compressed layer i; note may tell of retries.
+// openLayer returns compressed layer i; note may tell of retries. It is nil where
+// the blobs are in the store already.
 type openLayer func(ctx context.Context, i int, note func(progressNote)) (io.ReadCloser, error)
 
 // assemble brings all layers of the image here, in parallel, and fills in their
@@ -40,6 +41,9 @@ func (s *Store) assemble(ctx context.Context, c *claims, img *imageRecord, open 
 			out, err := s.ensureLayer(gctx, c, layerSpec{
 				blob: ref.Blob, diffID: ref.DiffID, bottom: i == 0, chain: chainID(img.Layers[:i+1]), budget: b,
 				open: func(ctx context.Context, f *flight) (io.ReadCloser, error) {
+					if open == nil {
+						return nil, errs.New(errs.Corrupt, "its content has changed on the disk")
+					}
 					return open(ctx, i, f.note)
 				},
 				progress: func(n progressNote) { report.note(i, n) },

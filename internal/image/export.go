@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"os"
@@ -205,7 +206,14 @@ func (s *Store) putFile(b blobRef, put func(string, int64, io.Reader) error) err
 	if info.Size() != b.SizeBytes {
 		return errs.New(errs.Corrupt, "blob %s has %d bytes instead of %d; pull the image again", b.Digest, info.Size(), b.SizeBytes)
 	}
-	return put(blobName(b.Digest), b.SizeBytes, f)
+	sum := sha256.New()
+	if err := put(blobName(b.Digest), b.SizeBytes, io.TeeReader(f, sum)); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(digest.SHA256, sum); got != b.Digest {
+		return errs.New(errs.Corrupt, "blob %s has changed on the disk (its digest is %s now); remove the image and pull it again", b.Digest, got)
+	}
+	return nil
 }
 
 // exportable returns the image's manifest and its layers' blobs, all of which are

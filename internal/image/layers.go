@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -41,12 +42,12 @@ func (p *layerSpec) note(n progressNote) {
 // below it, and is not the lowest, is only brought as a blob: its key is "".
 func (s *Store) ensureLayer(ctx context.Context, c *claims, p layerSpec) (layerOut, error) {
 	for _, key := range []layerKey{diffKey(p.diffID), chainKey(p.chain)} {
-		if rec, ok := c.layer(key); ok {
+		if rec, ok := c.ready(key); ok {
 			p.note(progressNote{p.blob.SizeBytes, ProgressExists})
 			return layerOut{key, rec.Blob, rec.DiffID}, p.budget.add(rec.Bytes, rec.Files)
 		}
 	}
-	have := c.blob(p.blob)
+	have, asked := c.blob(p.blob), p.blob
 	if !have {
 		// Above other layers it may be here, from whatever blob.
 		if blob, ok := c.anyChain(p.diffID); ok {
@@ -63,7 +64,14 @@ func (s *Store) ensureLayer(ctx context.Context, c *claims, p layerSpec) (layerO
 	}
 	var out layerOut
 	err := s.join(ctx, name, p.progress, func(ctx context.Context, f *flight) (layerOut, error) {
-		return s.layerIn(ctx, f, p, have)
+		out, err := s.layerIn(ctx, f, p, have)
+		if have && errors.Is(err, errs.Corrupt) && !s.intact(p.blob.Digest) {
+			s.o.Log.Warn("a blob has changed on the disk; fetching it again", "blob", p.blob.Digest, "err", err)
+			s.distrust(p.blob.Digest)
+			p.blob, have = asked, false
+			out, err = s.layerIn(ctx, f, p, false)
+		}
+		return out, err
 	}, func(o layerOut) error {
 		out = o
 		// Claim it for the whole operation: the flight's claim ends with it.
@@ -154,7 +162,7 @@ func (in *ingest) record() layerRecord {
 // which have their keys, and returns its key.
 func (s *Store) mergeLayer(ctx context.Context, c *claims, refs []layerRef, i int, blob blobRef, b *budget) (layerKey, error) {
 	key := chainKey(chainID(refs[:i+1]))
-	if _, ok := c.layer(key); ok {
+	if _, ok := c.ready(key); ok {
 		return key, nil
 	}
 	for j := range i {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -258,4 +259,51 @@ func TestMovedTag(t *testing.T) {
 	if got, err := s.Pull(t.Context(), byDigest, PullOptions{}); err != nil || len(got.Names) != 0 || got.Digests[0] != byDigest {
 		t.Errorf("%+v, %v", got, err)
 	}
+}
+
+// TestRepair: what has changed on the disk is noticed, not handed out, and fetched
+// again by the next pull.
+func TestRepair(t *testing.T) {
+	dir := t.TempDir()
+	l := build(t, layerOf(imagetest.Dir("a"), imagetest.File("a/f", "x")))
+	name, _ := serve(t, l)
+	s := open(t, dir)
+	img, err := s.Pull(t.Context(), name, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := s.blobPath(l.Image.Layers[0].Digest)
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw[len(raw)/2] ^= 1
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ExportDir(t.Context(), []string{name}, t.TempDir()+"/x"); !errors.Is(err, errs.Corrupt) {
+		t.Errorf("export: %v", err)
+	}
+	s.mu.Lock()
+	for _, have := range s.st.layers { // as after a power loss
+		have.ready = false
+		if err := os.RemoveAll(s.layerDir(have.rec)); err != nil {
+			t.Error(err)
+		}
+	}
+	s.mu.Unlock()
+	if _, err := s.LayerDirs(t.Context(), img.ID); !errors.Is(err, errs.Corrupt) {
+		t.Errorf("layers: %v", err)
+	}
+	if img, err = s.Pull(t.Context(), name, PullOptions{}); err != nil || !img.Unpacked {
+		t.Fatalf("pulled again: %+v, %v", img, err)
+	}
+	root := mountImage(t, s, name)
+	if b, err := os.ReadFile(root + "/a/f"); err != nil || string(b) != "x" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := s.ExportDir(t.Context(), []string{name}, t.TempDir()+"/y"); err != nil {
+		t.Errorf("export: %v", err)
+	}
+	checkConsistent(t, "repaired", s)
 }

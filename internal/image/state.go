@@ -206,11 +206,42 @@ type claims struct {
 
 func (s *Store) newClaims() *claims { return &claims{s: s} }
 
-// layer claims the layer if it is here.
+// layer claims the layer if it is here, if only to be unpacked again.
 func (c *claims) layer(key layerKey) (layerRecord, bool) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	return c.layerLocked(key)
+}
+
+// ready claims the layer if it is here and unpacked.
+func (c *claims) ready(key layerKey) (layerRecord, bool) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if l := c.s.st.layers[key]; l == nil || !l.ready {
+		return layerRecord{}, false
+	}
+	return c.layerLocked(key)
+}
+
+// intact tells whether the blob's content is still what its digest says.
+func (s *Store) intact(d digest.Digest) bool {
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	got, err := digest.FromReader(f)
+	return err == nil && got == d
+}
+
+// distrust forgets a blob whose content has been found not to be what its digest
+// says, so that it can come again.
+func (s *Store) distrust(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.st.blobs[d]; b != nil {
+		b.size = -1 // no blob has it: whoever looks for this one does not find it
+	}
 }
 
 func (c *claims) layerLocked(key layerKey) (layerRecord, bool) {
@@ -547,7 +578,7 @@ func (s *Store) sweep(ch *change) (freed int64, err error) {
 		if s.st.blobs[d] != nil {
 			continue // has come again meanwhile
 		}
-		freed += b.size
+		freed += max(0, b.size)
 		if err := os.Rename(s.blobPath(d), filepath.Join(trash, d.Encoded())); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errAll = errors.Join(errAll, err)
 		}
