@@ -36,6 +36,10 @@ func BenchmarkContainer(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
+				out, err := h.Create("/"+instance()+"/out", nil)
+				if err != nil {
+					b.Fatal(err)
+				}
 				c := exec.Command("/bin/sleep", "1000")
 				if err := c.Start(); err != nil {
 					b.Fatal(err)
@@ -43,7 +47,7 @@ func BenchmarkContainer(b *testing.B) {
 				defer func() {
 					c.Process.Kill()
 					c.Wait()
-					for _, p := range []string{top.Path(), "/" + instance()} {
+					for _, p := range []string{top.Path(), out.Path(), "/" + instance()} {
 						g, _ := h.group(p)
 						if err := g.Remove(b.Context()); err != nil {
 							b.Error(err)
@@ -59,7 +63,7 @@ func BenchmarkContainer(b *testing.B) {
 						b.Fatal(err)
 					}
 					b.StopTimer()
-					if err := top.Add(c.Process.Pid); err != nil {
+					if err := out.Add(c.Process.Pid); err != nil {
 						b.Fatal(err)
 					}
 					b.StartTimer()

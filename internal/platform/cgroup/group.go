@@ -193,6 +193,16 @@ func enable(parent string, want []string) error {
 	if len(missing) == 0 {
 		return nil
 	}
+	// What the group itself was not given, as in a delegated subtree, it cannot hand
+	// on; a limit that needs it is refused when its file is not there.
+	given, err := read(parent, "cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	missing = slices.DeleteFunc(missing, func(c string) bool { return !slices.Contains(strings.Fields(given), c[1:]) })
+	if len(missing) == 0 {
+		return nil
+	}
 	err = write(parent, "cgroup.subtree_control", strings.Join(missing, " "))
 	if errors.Is(err, errs.InUse) {
 		return errs.New(errs.FailedPrecondition,

@@ -437,3 +437,33 @@ func TestDetect(t *testing.T) {
 		}
 	}
 }
+
+// Below a group that hands on less than it has, a limit is refused by its name and the
+// rest works.
+func TestDelegatedSubtree(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		if h.layout.Mode != V2 {
+			return // v1 hands on nothing
+		}
+		top := root(t, h)
+		if _, err := h.Create(top+"/given", nil); err != nil {
+			t.Fatal(err)
+		}
+		g, err := h.group(top)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := write(g.unifiedDir(), "cgroup.subtree_control", "-io -cpu"); err != nil {
+			t.Fatal(err)
+		}
+		inner := &Host{layout: h.layout, unified: h.unified}
+		inner.unified.mount, inner.unified.root = g.unifiedDir()+"/given", g.rel+"/given" // as in a cgroup namespace
+		if _, err := inner.Create("/pod/app", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(9))}}); err != nil {
+			t.Error(err)
+		}
+		_, err = inner.Create("/pod/other", &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: to(uint64(100))}})
+		if !errors.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "cpu.weight") {
+			t.Errorf("a controller that was not given: %v", err)
+		}
+	})
+}
