@@ -211,9 +211,8 @@ func (r *Rootfs) forgetVolatile() error {
 	if r.Work == "" {
 		return nil
 	}
-	mark := r.Work + "/work/incompat/volatile"
-	if err := unix.Rmdir(mark); err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
-		return fmt.Errorf("remove %s: %w", mark, err)
+	if err := os.RemoveAll(r.Work + "/work/incompat/volatile"); err != nil {
+		return fmt.Errorf("forget that the layer was volatile: %w", err)
 	}
 	return nil
 }

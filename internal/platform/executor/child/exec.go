@@ -149,6 +149,3 @@ func (s *state) exec(operand string) *fail {
 	}
 	return f
 }
-
-// pause is process 1 of a PID namespace.
-func (s *state) pause() *fail { return &fail{errno: unix.ENOSYS} }

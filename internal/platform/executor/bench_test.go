@@ -1,0 +1,120 @@
+package executor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	moby "github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
+)
+
+func defaultSeccomp(t testing.TB) *specs.LinuxSeccomp {
+	t.Helper()
+	p, err := moby.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: defaultCaps}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// pinned are namespaces of a pod.
+func pinned(t testing.TB) []specs.LinuxNamespace {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "orlop-exec-test-ns")
+	if err := namespace.Pin(dir, []namespace.Kind{namespace.Net, namespace.IPC, namespace.UTS}, namespace.Options{Hostname: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := namespace.Unpin(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return []specs.LinuxNamespace{
+		{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.CgroupNamespace},
+		{Type: specs.NetworkNamespace, Path: dir + "/net"}, {Type: specs.IPCNamespace, Path: dir + "/ipc"}, {Type: specs.UTSNamespace, Path: dir + "/uts"},
+	}
+}
+
+// group makes a control group that the test removes.
+func group(t testing.TB) *cgroup.Group {
+	t.Helper()
+	h, err := cgroup.Open(cgroup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit, pids := int64(64<<20), int64(100)
+	parent := fmt.Sprintf("/orlop-exec-test-%d", os.Getpid())
+	path := fmt.Sprintf("%s/c%d", parent, time.Now().UnixNano())
+	g, err := h.Create(path, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}, Pids: &specs.LinuxPids{Limit: &pids}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Remove(contextT(t)); err != nil {
+			t.Error(err)
+		}
+		if p, err := h.Load(parent); err == nil {
+			p.Remove(contextT(t)) // fails while others use it
+		}
+	})
+	return g
+}
+
+// BenchmarkStart is Create, Start and the end of /bin/true as pods run it: pinned
+// namespaces, the default seccomp profile, masked paths, an overlay, a cgroup.
+func BenchmarkStart(b *testing.B) {
+	for _, with := range []string{"all", "no cgroup", "no seccomp", "new net"} {
+		b.Run(with, func(b *testing.B) {
+			lower := image(b)
+			s := spec("/bin/true")
+			s.Hostname = ""
+			s.Linux.Namespaces = pinned(b)
+			if with == "new net" {
+				s.Linux.Namespaces = spec().Linux.Namespaces
+			}
+			if with != "no seccomp" {
+				s.Linux.Seccomp = defaultSeccomp(b)
+			}
+			var g *cgroup.Group
+			if with != "no cgroup" {
+				g = group(b)
+			}
+			var create, start, end time.Duration
+			var before, after unix.Rusage
+			unix.Getrusage(unix.RUSAGE_CHILDREN, &before)
+			for b.Loop() {
+				b.StopTimer()
+				root := layers(b, lower)
+				b.StartTimer()
+				t0 := time.Now()
+				p, err := shared.Create(contextT(b), Config{ID: "bench", Spec: s, Rootfs: root, Cgroup: g})
+				if err != nil {
+					b.Fatal(err)
+				}
+				t1 := time.Now()
+				if err := p.Start(contextT(b)); err != nil {
+					b.Fatal(err)
+				}
+				t2 := time.Now()
+				if code, _ := wait(b, p); code != 0 {
+					b.Fatal("it failed")
+				}
+				create, start, end = create+t1.Sub(t0), start+t2.Sub(t1), end+time.Since(t2)
+			}
+			unix.Getrusage(unix.RUSAGE_CHILDREN, &after)
+			n := float64(b.N)
+			cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+			b.ReportMetric(create.Seconds()*1e3/n, "ms/create")
+			b.ReportMetric(start.Seconds()*1e3/n, "ms/start")
+			b.ReportMetric(end.Seconds()*1e3/n, "ms/end")
+			b.ReportMetric(cpu.Seconds()*1e3/n, "cpu-ms/op")
+		})
+	}
+}
