@@ -21,8 +21,8 @@ type flight struct {
 	claims *claims // of what it made; released when the last one has left
 
 	mu        sync.Mutex
-	waiters   int                  // guarded by flights.mu
-	listeners []func(progressNote) // guarded by mu
+	waiters   int                          // guarded by flights.mu
+	listeners map[*byte]func(progressNote) // of those who wait; guarded by mu
 	last      progressNote
 
 	// Set before done is closed.
@@ -74,15 +74,19 @@ func (s *Store) join(ctx context.Context, name string, listen func(progressNote)
 	}
 	f.waiters++
 	fs.mu.Unlock()
+	me := new(byte)
 	if listen != nil {
 		f.mu.Lock()
-		f.listeners = append(f.listeners, listen)
+		if f.listeners == nil {
+			f.listeners = make(map[*byte]func(progressNote))
+		}
+		f.listeners[me] = listen
 		if f.last.state != "" {
 			listen(f.last)
 		}
 		f.mu.Unlock()
 	}
-	defer f.leave()
+	defer f.leave(me)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -94,9 +98,12 @@ func (s *Store) join(ctx context.Context, name string, listen func(progressNote)
 	return use(f.out)
 }
 
-// leave ends the wait. The last one to leave cancels work that is not done, waits
+// leave ends the wait: whoever has left is told nothing any more. The last one to leave cancels work that is not done, waits
 // for it to clean up, and gives its claims back.
-func (f *flight) leave() {
+func (f *flight) leave(me *byte) {
+	f.mu.Lock()
+	delete(f.listeners, me)
+	f.mu.Unlock()
 	f.fs.mu.Lock()
 	f.waiters--
 	last := f.waiters == 0

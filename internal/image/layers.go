@@ -63,31 +63,46 @@ func (s *Store) ensureLayer(ctx context.Context, c *claims, p layerSpec) (layerO
 		name += " at the bottom"
 	}
 	var out layerOut
-	err := s.join(ctx, name, p.progress, func(ctx context.Context, f *flight) (layerOut, error) {
-		out, err := s.layerIn(ctx, f, p, have)
-		if have && errors.Is(err, errs.Corrupt) && !s.intact(p.blob.Digest) {
-			s.o.Log.Warn("a blob has changed on the disk; fetching it again", "blob", p.blob.Digest, "err", err)
-			s.distrust(p.blob.Digest)
-			p.blob, have = asked, false
-			out, err = s.layerIn(ctx, f, p, false)
-		}
-		return out, err
-	}, func(o layerOut) error {
-		out = o
-		// Claim it for the whole operation: the flight's claim ends with it.
-		if o.key != "" {
-			if rec, ok := c.layer(o.key); ok {
-				if rec.Blob.Digest != p.blob.Digest {
-					c.blob(p.blob)
-				}
-				return nil
+	for {
+		mine := false // whether the work is done for us, with our source and our limits
+		err := s.join(ctx, name, p.progress, func(ctx context.Context, f *flight) (layerOut, error) {
+			mine = true
+			out, err := s.layerIn(ctx, f, p, have)
+			if have && errors.Is(err, errs.Corrupt) && !s.intact(p.blob.Digest) {
+				s.o.Log.Warn("a blob has changed on the disk; fetching it again", "blob", p.blob.Digest, "err", err)
+				s.distrust(p.blob.Digest)
+				p.blob, have = asked, false
+				out, err = s.layerIn(ctx, f, p, false)
 			}
-		} else if c.blob(blobRef{Digest: o.blob.Digest, SizeBytes: -1}) {
+			return out, err
+		}, func(o layerOut) error {
+			out = o
+			return s.claimLayer(c, p, o, mine)
+		})
+		if err == nil || ctx.Err() != nil || mine {
+			return out, err
+		}
+		// What another pull failed of (its registry, its limits) need not be our fault.
+	}
+}
+
+// claimLayer claims what the work on a layer has brought for the whole operation:
+// the claim of the work ends with it.
+func (s *Store) claimLayer(c *claims, p layerSpec, o layerOut, mine bool) error {
+	if o.key == "" {
+		if c.blob(blobRef{Digest: o.blob.Digest, SizeBytes: -1}) {
 			return nil
 		}
-		return errs.New(errs.Internal, "layer %s is gone while it is used", p.diffID)
-	})
-	return out, err
+	} else if rec, ok := c.layer(o.key); ok {
+		if rec.Blob.Digest != p.blob.Digest {
+			c.blob(p.blob)
+		}
+		if !mine {
+			return p.budget.add(rec.Bytes, rec.Files)
+		}
+		return nil
+	}
+	return errs.New(errs.Internal, "layer %s is gone while it is used", p.diffID)
 }
 
 // anyChain claims a layer of that DiffID which is keyed by a chain, and returns

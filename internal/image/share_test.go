@@ -307,3 +307,53 @@ func TestRepair(t *testing.T) {
 	}
 	checkConsistent(t, "repaired", s)
 }
+
+// TestJoinedFails: a pull that waited for another one's download does it itself
+// when that one fails, and is told nothing after it has given up.
+func TestJoinedFails(t *testing.T) {
+	l := build(t, layerOf(imagetest.File("a", "1")))
+	layer := l.Image.Layers[0].Digest.String()
+	started, goOn := make(chan struct{}), make(chan struct{})
+	bad := imagetest.Registry{Fault: func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, layer) {
+			return false
+		}
+		close(started)
+		<-goOn
+		http.NotFound(w, r)
+		return true
+	}}
+	var good imagetest.Registry
+	bad.Add("app", l)
+	good.Add("app", l)
+	badHost, goodHost := bad.Serve(t), good.Serve(t)
+	s := open(t, t.TempDir())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := s.Pull(t.Context(), badHost+"/app:1", PullOptions{})
+		first <- err
+	}()
+	<-started
+	go func() {
+		_, err := s.Pull(t.Context(), goodHost+"/app:1", PullOptions{})
+		second <- err
+	}()
+	waitFor(t, func() bool {
+		s.flights.mu.Lock()
+		defer s.flights.mu.Unlock()
+		for _, f := range s.flights.by {
+			if f.waiters == 2 {
+				return true
+			}
+		}
+		return false
+	})
+	close(goOn)
+	if err := <-first; !errors.Is(err, errs.NotFound) {
+		t.Errorf("from the bad registry: %v", err)
+	}
+	if err := <-second; err != nil {
+		t.Errorf("from the good one: %v", err)
+	}
+	checkConsistent(t, "after", s)
+}
