@@ -1,0 +1,52 @@
+// Command orlop-keeper is the parent of every container of the node
+// (docs/design/keeper.md). The daemon starts it; it lives as long as any container.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/keeper/server"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	var o server.Options
+	flag.StringVar(&o.Dir, "dir", "/run/orlop/keeper", "directory of socket and containers, on tmpfs")
+	flag.StringVar(&o.Init, "init", "/usr/libexec/orlop/orlop-init", "the orlop-init binary")
+	driver := flag.String("cgroup-driver", "", "cgroupfs or systemd; empty finds out")
+	faults := flag.Bool("faults", false, "list the fault points of this build and end")
+	flag.Parse()
+	if *faults {
+		for _, name := range fault.List() {
+			fmt.Println(name)
+		}
+		return
+	}
+	o.Driver, o.Build = cgroup.Driver(*driver), version
+	o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// A keeper idles: memory that a burst took goes back soon.
+	debug.SetGCPercent(40)
+	debug.SetMemoryLimit(32 << 20)
+	// Terminal signals are for the programs in the containers, never for us; SIGTERM
+	// would orphan them, so only Shutdown ends a keeper in order.
+	// They are caught, not ignored: what is ignored stays so in every container.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	s, err := server.Open(o)
+	if err == nil {
+		err = s.Serve()
+	}
+	if err != nil {
+		o.Log.Error("the keeper ends", "error", err)
+		os.Exit(1)
+	}
+}

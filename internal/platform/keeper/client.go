@@ -1,0 +1,452 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
+)
+
+// Client is a connection to the keeper. It is safe for concurrent use. When the
+// keeper goes away every call under way fails with errs.Unavailable and Done is
+// closed; the caller dials again, with what it held (Dial's held).
+type Client struct {
+	conn  *wire.Conn
+	hello HelloReply
+	done  chan struct{}
+
+	mu      sync.Mutex
+	next    uint64
+	pending map[uint64]chan *wire.Frame
+	events  []func(Event)
+	held    *Holdings
+	err     error
+}
+
+// Holdings are second descriptors of what a dead keeper could not open again: a
+// pidfd (by which an exit code is read later), the FIFOs (whose bytes live as long
+// as anybody has them open) and the masters of terminals. The daemon keeps them and
+// gives them to the next keeper.
+type Holdings struct {
+	mu  sync.Mutex
+	all map[string]*holding
+}
+
+type holding struct {
+	what  string
+	files []*os.File
+}
+
+func (h *Holdings) put(id, what string, files []*os.File) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.all == nil {
+		h.all = make(map[string]*holding)
+	}
+	h.drop(id)
+	if len(files) > 0 {
+		h.all[id] = &holding{what, files}
+	}
+}
+
+// drop is called with mu held.
+func (h *Holdings) drop(id string) {
+	if old := h.all[id]; old != nil {
+		for _, f := range old.files {
+			f.Close()
+		}
+		delete(h.all, id)
+	}
+}
+
+// Len returns how many containers something is held of.
+func (h *Holdings) Len() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.all)
+}
+
+// Close closes everything that is held.
+func (h *Holdings) Close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id := range h.all {
+		h.drop(id)
+	}
+}
+
+// Dial connects to the keeper's socket. With held, which may be nil, the client
+// gives the keeper what is in it, and from then on keeps it up to date: pass the
+// same Holdings to the next Dial after a loss.
+func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
+	nc, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "connect to the keeper: %w", err)
+	}
+	c := &Client{conn: wire.NewConn(nc.(*net.UnixConn)), done: make(chan struct{}), pending: make(map[uint64]chan *wire.Frame), held: held}
+	go c.receive()
+	if err := c.call(ctx, "hello", Hello{wire.Version}, nil, &c.hello); err != nil {
+		c.Close()
+		return nil, err
+	}
+	if held == nil {
+		return c, nil
+	}
+	held.mu.Lock()
+	given := make(map[string]holding, len(held.all))
+	for id, h := range held.all {
+		given[id] = *h
+	}
+	held.mu.Unlock()
+	for id, h := range given {
+		if err := c.call(ctx, "adopt", Held{id, h.what}, h.files, nil); err != nil {
+			c.Close()
+			return nil, fmt.Errorf("give back %s: %w", id, err)
+		}
+	}
+	// From here on the keeper sends what there is to hold, and whatever is added.
+	if err := c.call(ctx, "hold", nil, nil, nil); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the connection. Containers are not touched.
+func (c *Client) Close() error {
+	err := c.conn.Close()
+	<-c.done
+	return err
+}
+
+// Done is closed when the connection is lost.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// PID is the keeper's process.
+func (c *Client) PID() int { return c.hello.PID }
+
+func (c *Client) receive() {
+	defer close(c.done)
+	for {
+		f, err := c.conn.Receive()
+		if err != nil {
+			c.mu.Lock()
+			c.err = errs.New(errs.Unavailable, "the connection to the keeper was lost: %w", err)
+			for id, ch := range c.pending {
+				close(ch)
+				delete(c.pending, id)
+			}
+			c.mu.Unlock()
+			c.conn.Close()
+			return
+		}
+		if f.ID == 0 {
+			c.event(f)
+			continue
+		}
+		c.mu.Lock()
+		ch := c.pending[f.ID]
+		delete(c.pending, f.ID)
+		c.mu.Unlock()
+		if ch == nil {
+			f.CloseFiles() // the caller has given up
+			continue
+		}
+		ch <- f
+	}
+}
+
+func (c *Client) event(f *wire.Frame) {
+	switch f.Op {
+	case "held":
+		var h Held
+		if f.Decode(&h) == nil && c.held != nil {
+			c.held.put(h.ID, h.What, f.Files)
+			return
+		}
+	case "event":
+		var e Event
+		if f.Decode(&e) == nil {
+			c.mu.Lock()
+			fns := c.events
+			c.mu.Unlock()
+			for _, fn := range fns {
+				fn(e)
+			}
+		}
+	}
+	f.CloseFiles()
+}
+
+// request sends a request and returns its answer, whose files are the caller's.
+func (c *Client) request(ctx context.Context, op string, body any, files []*os.File) (*wire.Frame, error) {
+	f := &wire.Frame{Op: op, Files: files}
+	if err := f.Encode(body); err != nil {
+		return nil, err
+	}
+	ch := make(chan *wire.Frame, 1)
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return nil, c.err
+	}
+	c.next++
+	f.ID = c.next
+	c.pending[f.ID] = ch
+	c.mu.Unlock()
+	forget := func() {
+		c.mu.Lock()
+		delete(c.pending, f.ID)
+		c.mu.Unlock()
+		select { // the answer may have come at this moment
+		case f := <-ch:
+			if f != nil {
+				f.CloseFiles()
+			}
+		default:
+		}
+	}
+	if err := c.conn.Send(f); err != nil {
+		forget()
+		if errs.KindOf(err) == errs.Invalid {
+			return nil, err
+		}
+		return nil, errs.New(errs.Unavailable, "ask the keeper: %w", err)
+	}
+	select {
+	case a := <-ch:
+		if a == nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return nil, c.err
+		}
+		if err := a.Failure(); err != nil {
+			a.CloseFiles()
+			return nil, err
+		}
+		return a, nil
+	case <-ctx.Done():
+		forget()
+		return nil, ctx.Err()
+	}
+}
+
+func (c *Client) call(ctx context.Context, op string, body any, files []*os.File, into any) error {
+	a, err := c.request(ctx, op, body, files)
+	if err != nil {
+		return err
+	}
+	a.CloseFiles()
+	if into == nil {
+		return nil
+	}
+	return a.Decode(into)
+}
+
+// Create makes the container and leaves it waiting at the gate. Creating one that
+// exists is no error.
+func (c *Client) Create(ctx context.Context, s Spec) error {
+	return c.call(ctx, "create", s, nil, nil)
+}
+
+// Start opens the gate. Starting one that runs is no error.
+func (c *Client) Start(ctx context.Context, id string) (s Started, err error) {
+	return s, c.call(ctx, "start", IDRequest{id}, nil, &s)
+}
+
+// Run is Create and Start in one trip. If it fails, nothing of the container is left.
+func (c *Client) Run(ctx context.Context, spec Spec) (s Started, err error) {
+	return s, c.call(ctx, "run", spec, nil, &s)
+}
+
+// Signal sends the signal to the first process or, with all, to every process of the
+// container. errs.NotFound where it does not exist; one that has stopped is no error.
+func (c *Client) Signal(ctx context.Context, id string, sig unix.Signal, all bool) error {
+	return c.call(ctx, "signal", SignalRequest{id, int(sig), all}, nil, nil)
+}
+
+// Wait returns how the container ended, waiting for it.
+func (c *Client) Wait(ctx context.Context, id string) (e Exit, err error) {
+	return e, c.call(ctx, "wait", IDRequest{id}, nil, &e)
+}
+
+// Status returns what is known of the container.
+func (c *Client) Status(ctx context.Context, id string) (s Status, err error) {
+	return s, c.call(ctx, "status", IDRequest{id}, nil, &s)
+}
+
+// List returns every container.
+func (c *Client) List(ctx context.Context) (l []Status, err error) {
+	return l, c.call(ctx, "list", nil, nil, &l)
+}
+
+// Delete removes a stopped container with all that the keeper has of it, its
+// control group included; logs stay. One that runs is errs.InUse; one that does not
+// exist is no error.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	return c.call(ctx, "delete", IDRequest{id}, nil, nil)
+}
+
+// ReopenLog makes the keeper open the log's path anew, after somebody has moved it.
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	return c.call(ctx, "reopen-log", IDRequest{id}, nil, nil)
+}
+
+// Update changes the container's limits.
+func (c *Client) Update(ctx context.Context, id string, r *specs.LinuxResources) error {
+	return c.call(ctx, "update", UpdateRequest{id, r}, nil, nil)
+}
+
+// Pause freezes every process of the container; Resume thaws them.
+func (c *Client) Pause(ctx context.Context, id string) error {
+	return c.call(ctx, "pause", IDRequest{id}, nil, nil)
+}
+
+// Resume undoes Pause.
+func (c *Client) Resume(ctx context.Context, id string) error {
+	return c.call(ctx, "resume", IDRequest{id}, nil, nil)
+}
+
+// OnEvent calls fn, which must not block, for every event from now on. Events that
+// happen while no client is connected are not sent later: look at List.
+func (c *Client) OnEvent(ctx context.Context, fn func(Event)) error {
+	c.mu.Lock()
+	c.events = append(c.events, fn)
+	c.mu.Unlock()
+	return c.call(ctx, "events", nil, nil, nil)
+}
+
+// Upgrade makes the keeper execute the binary in its place. Containers do not
+// notice; this connection is lost, and the next Dial finds the new keeper.
+func (c *Client) Upgrade(ctx context.Context, binary string) error {
+	err := c.call(ctx, "upgrade", UpgradeRequest{binary}, nil, nil)
+	if errors.Is(err, errs.Unavailable) {
+		return nil // it is no longer there to answer
+	}
+	return err
+}
+
+// Shutdown ends the keeper. errs.InUse while containers exist.
+func (c *Client) Shutdown(ctx context.Context) error {
+	err := c.call(ctx, "shutdown", nil, nil, nil)
+	if errors.Is(err, errs.Unavailable) {
+		return nil // it is no longer there to answer
+	}
+	return err
+}
+
+// ExecSpec is one more process in a running container. The files are given to the
+// process itself: the keeper is not between. nil is /dev/null. With
+// Process.Terminal they are not used.
+type ExecSpec struct {
+	Process               *specs.Process
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Exec is a process started by Client.Exec.
+type Exec struct {
+	PID     int
+	Console *os.File // the terminal's master, the caller's to close; nil without one
+
+	c  *Client
+	id uint64
+}
+
+// Exec runs a process in the container.
+func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error) {
+	r := ExecRequest{ID: id, Process: s.Process}
+	var files []*os.File
+	for _, f := range []struct {
+		file *os.File
+		name string
+	}{{s.Stdin, "i"}, {s.Stdout, "o"}, {s.Stderr, "e"}} {
+		if f.file != nil {
+			files = append(files, f.file)
+			r.Streams += f.name
+		}
+	}
+	a, err := c.request(ctx, "exec", r, files)
+	if err != nil {
+		return nil, err
+	}
+	var reply ExecReply
+	if err := a.Decode(&reply); err != nil {
+		a.CloseFiles()
+		return nil, err
+	}
+	e := &Exec{PID: reply.PID, c: c, id: reply.Exec}
+	if len(a.Files) > 0 {
+		e.Console = a.Files[0]
+	}
+	return e, nil
+}
+
+// Wait returns how the process ended, waiting for it. It may be called once.
+func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
+	return x, e.c.call(ctx, "exec-wait", ExecSignal{Exec: e.id}, nil, &x)
+}
+
+// Signal sends the process a signal.
+func (e *Exec) Signal(ctx context.Context, sig unix.Signal) error {
+	return e.c.call(ctx, "exec-signal", ExecSignal{e.id, int(sig)}, nil, nil)
+}
+
+// Resize sets the size of the process's terminal.
+func (e *Exec) Resize(cols, rows uint16) error {
+	if e.Console == nil {
+		return errs.New(errs.FailedPrecondition, "the process has no terminal")
+	}
+	return unix.IoctlSetWinsize(int(e.Console.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: cols, Row: rows})
+}
+
+// AttachSpec are write ends that a container's output is copied to, from now on. A
+// terminal's output goes to Stdout.
+type AttachSpec struct{ Stdout, Stderr *os.File }
+
+// Attach copies the container's output, beside its log, until it ends or a write
+// end is closed. An attached client that does not read is dropped, so that the
+// container never waits for it. The files stay the caller's.
+func (c *Client) Attach(ctx context.Context, id string, s AttachSpec) error {
+	r := AttachRequest{ID: id}
+	var files []*os.File
+	if s.Stdout != nil {
+		files, r.Streams = append(files, s.Stdout), "o"
+	}
+	if s.Stderr != nil {
+		files, r.Streams = append(files, s.Stderr), r.Streams+"e"
+	}
+	return c.call(ctx, "attach", r, files, nil)
+}
+
+// StdinWriter returns what the container's standard input is written to: a FIFO, or
+// its terminal's master. It is the caller's to close.
+func (c *Client) StdinWriter(ctx context.Context, id string) (*os.File, error) {
+	a, err := c.request(ctx, "stdin", IDRequest{id}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.Files) != 1 {
+		a.CloseFiles()
+		return nil, errs.New(errs.Internal, "the keeper sent %d descriptors for a standard input", len(a.Files))
+	}
+	return a.Files[0], nil
+}
+
+// CloseStdin ends the container's standard input: it reads the end of the file
+// once the last writer has closed.
+func (c *Client) CloseStdin(ctx context.Context, id string) error {
+	return c.call(ctx, "close-stdin", IDRequest{id}, nil, nil)
+}
+
+// Resize sets the size of the container's terminal.
+func (c *Client) Resize(ctx context.Context, id string, cols, rows uint16) error {
+	return c.call(ctx, "resize", ResizeRequest{id, cols, rows}, nil, nil)
+}

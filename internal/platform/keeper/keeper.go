@@ -1,0 +1,148 @@
+// Package keeper is the client's side of the keeper: the process that is the parent
+// of every container of the node, holds their streams, writes their logs and
+// records how they ended (docs/design/keeper.md). Package server is the process itself.
+package keeper
+
+import (
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/platform/executor"
+)
+
+// Spec is a container that the keeper is asked to run.
+type Spec struct {
+	ID string
+	// OCI is the runtime specification; its root path, hooks, cgroups path are not used.
+	OCI    *specs.Spec
+	Rootfs executor.Rootfs
+	// Cgroup is the control group's path, below the root of the hierarchies.
+	Cgroup string
+	Log    LogConfig
+	// Stdin: the container has a standard input that StdinWriter writes to; with
+	// StdinOnce it ends when the first writer closes it.
+	Stdin, StdinOnce bool
+	// Pause: process 1 of a shared PID namespace, that does nothing but reap.
+	Pause bool `json:",omitempty"`
+	// Labels mean nothing to the keeper; Status returns them.
+	Labels map[string]string `json:",omitempty"`
+}
+
+// LogConfig says where a container's output goes, in the CRI log format.
+type LogConfig struct {
+	Path     string // "": nowhere
+	MaxBytes int64  // of one file; 0: no rotation
+	MaxFiles int    // the current one included
+}
+
+// State is where in its life a container is.
+type State string
+
+const (
+	Creating State = "creating" // not complete; a keeper that starts removes it
+	Created  State = "created"  // waits at the gate
+	Running  State = "running"
+	Paused   State = "paused"
+	Stopped  State = "stopped"
+)
+
+// Status is what the keeper knows of a container.
+type Status struct {
+	ID        string
+	State     State
+	PID       int `json:",omitempty"`
+	Cgroup    string
+	CreatedAt time.Time
+	StartedAt time.Time         `json:",omitzero"`
+	Exit      *Exit             `json:",omitempty"` // of a stopped one
+	Labels    map[string]string `json:",omitempty"`
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code      int  // 128+Signal for one that a signal ended
+	Signal    int  `json:",omitempty"`
+	OOMKilled bool `json:",omitempty"`
+	// Known is false where nobody saw the end: the keeper was dead, and this kernel
+	// does not keep exit codes (PIDFD_INFO_EXIT, Linux 6.15) or nobody held a pidfd.
+	// Code is then 255.
+	Known bool
+	At    time.Time
+}
+
+// Started is the answer to a start.
+type Started struct {
+	PID int
+	At  time.Time
+}
+
+// Event is something that happened to a container.
+type Event struct {
+	Type string // started, exited
+	ID   string
+	PID  int   `json:",omitempty"`
+	Exit *Exit `json:",omitempty"`
+}
+
+// Requests and answers that only the two halves of the keeper use.
+type (
+	// Hello is the first request of a connection.
+	Hello struct {
+		Version int
+	}
+	// HelloReply tells who answers.
+	HelloReply struct {
+		Version int
+		PID     int
+		Build   string
+	}
+	// IDRequest names a container.
+	IDRequest struct{ ID string }
+	// SignalRequest sends a signal to a container's first process, or to all.
+	SignalRequest struct {
+		ID     string
+		Signal int
+		All    bool
+	}
+	// ExecRequest runs a process; the files of the frame are its streams, in order,
+	// those that Streams names (i, o, e).
+	ExecRequest struct {
+		ID      string
+		Process *specs.Process
+		Streams string
+	}
+	// ExecReply names the process; with a terminal the frame brings its master.
+	ExecReply struct {
+		Exec uint64
+		PID  int
+	}
+	// ExecSignal is for a process that Exec started.
+	ExecSignal struct {
+		Exec   uint64
+		Signal int
+	}
+	// AttachRequest brings write ends for the streams that Streams names (o, e).
+	AttachRequest struct {
+		ID      string
+		Streams string
+	}
+	// ResizeRequest sets a terminal's size.
+	ResizeRequest struct {
+		ID         string
+		Cols, Rows uint16
+	}
+	// UpdateRequest changes limits.
+	UpdateRequest struct {
+		ID        string
+		Resources *specs.LinuxResources
+	}
+	// Held says which descriptors of a container come with the frame: p (pidfd),
+	// o, e (FIFOs), t (terminal's master).
+	Held struct {
+		ID   string
+		What string
+	}
+	// UpgradeRequest names the binary to become.
+	UpgradeRequest struct{ Binary string }
+)
