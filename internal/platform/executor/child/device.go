@@ -87,7 +87,7 @@ func (s *state) chmod(fd int, mode uint32, path string) *fail {
 
 // openNull opens the container's /dev/null and makes sure that it is the null device.
 func (s *state) openNull(flags int) (int, *fail) {
-	fd, err := s.open("/dev/null", flags|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
+	fd, err := s.open("/dev/null", flags|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1, failed(err, "/dev/null")
 	}

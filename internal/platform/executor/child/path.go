@@ -107,6 +107,12 @@ func (s *state) create(path string, dir bool, mode uint32) (int, error) {
 		var buf [unix.PathMax]byte
 		n, err := unix.Readlinkat(next, "", buf[:])
 		unix.Close(next)
+		// The text of a magic link is not where it leads.
+		if fd, e := s.open(join(append(done, name)), unix.O_PATH, 0); e == nil {
+			unix.Close(fd)
+		} else if e == unix.ELOOP {
+			err = e
+		}
 		if links++; err == nil && (links > 40 || n == len(buf)) {
 			err = unix.ELOOP
 		}
