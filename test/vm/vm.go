@@ -81,7 +81,8 @@ func Run(ctx context.Context, o Options, argv ...string) (code int, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	dir, err := os.MkdirTemp("", "orlop-vm-")
+	sweep()
+	dir, err := os.MkdirTemp("", "orlop-vm-"+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		return fail(err)
 	}
@@ -106,6 +107,17 @@ func Run(ctx context.Context, o Options, argv ...string) (code int, err error) {
 		return fail(errors.New(s.Error))
 	}
 	return s.Code, nil
+}
+
+// sweep removes the directories of runs that were killed before they could.
+func sweep() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "orlop-vm-*-*"))
+	for _, d := range dirs {
+		pid := strings.Split(filepath.Base(d), "-")[2]
+		if _, err := os.Stat("/proc/" + pid); os.IsNotExist(err) {
+			os.RemoveAll(d)
+		}
+	}
 }
 
 type tools struct {
