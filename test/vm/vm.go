@@ -207,10 +207,7 @@ func (m *machine) runLocked(ctx context.Context) (boot.Status, error) {
 	}
 	qemu := m.qemuCommand(ctx)
 	qemu.Stdout, qemu.Stderr = out, out
-	err = qemu.Start()
-	if err == nil {
-		err = qemu.Wait()
-	}
+	qemuErr := qemu.Run()
 	for _, l := range listeners {
 		l.Close()
 	}
@@ -220,7 +217,7 @@ func (m *machine) runLocked(ctx context.Context) (boot.Status, error) {
 	}
 	if err := json.Unmarshal(status.Bytes(), &s); err != nil {
 		fsd.Process.Kill()
-		return s, fmt.Errorf("the machine ended without a word (%v); the end of its console:\n%s\nvirtiofsd:\n%s", err, console.String(), fsLog.String())
+		return s, fmt.Errorf("the machine ended without a word (%s: %v); the end of its console:\n%s\nvirtiofsd:\n%s", m.qemu, qemuErr, console.String(), fsLog.String())
 	}
 	return s, nil
 }

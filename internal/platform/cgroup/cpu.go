@@ -16,8 +16,6 @@ func wantsCPU(r *specs.LinuxCPU) bool {
 		r.RealtimePeriod != nil || r.RealtimeRuntime != nil
 }
 
-const defaultPeriod = "100000" // microseconds; the kernel's own default
-
 func planCPU(p planner, r *specs.LinuxCPU) error {
 	if p.v2 && (nonzero(r.RealtimePeriod) || r.RealtimeRuntime != nil && *r.RealtimeRuntime != 0) {
 		return errs.New(errs.Unsupported, "cpu.realtimePeriod and cpu.realtimeRuntime: cgroup v2 has no real-time limits; leave them out")

@@ -272,24 +272,25 @@ const (
 type loadAttr struct {
 	typ, count     uint32
 	insns, license unsafe.Pointer
-	logLevel       uint32
-	logSize        uint32
-	log            unsafe.Pointer
-	kernVersion    uint32
-	flags          uint32
+	_, _           uint32         // log level, log size
+	_              unsafe.Pointer // log
+	_, _           uint32         // kernel version, flags
 	name           [16]byte
 }
 
 type attachAttr struct{ target, prog, typ, flags uint32 }
 
+// queryAttr is whole: from Linux 6.17 on the kernel writes the revision back into the
+// last field, whatever size it is told.
 type queryAttr struct {
-	target, typ, flags, attachFlags uint32
-	ids                             unsafe.Pointer
-	count                           uint32
-	_                               uint32
+	target, typ, _, _ uint32 // query flags, attach flags
+	ids               unsafe.Pointer
+	count, _          uint32
+	_                 [3]uint64 // attach flags of each, link ids, their attach flags
+	_                 uint64    // revision
 }
 
-type idAttr struct{ id, next, flags uint32 }
+type idAttr struct{ id, _, _ uint32 } // next id, flags
 
 type infoAttr struct {
 	fd, size uint32

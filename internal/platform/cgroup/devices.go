@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -262,7 +263,7 @@ func parseDevicesList(s string) (map[device]int, error) {
 			d.minor, err2 = strconv.ParseInt(minor, 10, 64)
 		}
 		bits, err3 := parseAccess(access)
-		if d.typ < 1 || cmp.Or(err1, err2, err3) != nil {
+		if d.typ < 1 || errors.Join(err1, err2, err3) != nil {
 			return nil, errs.New(errs.Corrupt, "cgroup: unexpected line %q in devices.list", line)
 		}
 		m[d] |= bits

@@ -76,7 +76,10 @@ func child(what string) {
 		}
 	case "spin": // uses CPU for ever
 		fmt.Println("ready")
-		for {
+		for n := 0; ; n++ {
+			if n < 0 {
+				n = 0
+			}
 		}
 	case "open": // opens arg once for every line on stdin, and tells how it went
 		for s := bufio.NewScanner(os.Stdin); s.Scan(); {

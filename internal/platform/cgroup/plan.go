@@ -242,13 +242,3 @@ func (g *Group) apply(p *plan) error {
 	}
 	return nil
 }
-
-func mapKeys[V any](m map[string]V) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
-}
