@@ -360,7 +360,7 @@ func TestKilledUnderWriters(t *testing.T) {
 	}
 	for _, id := range []string{"a", "b"} {
 		if x := r.wait(id); x.Code != 3 || !x.Known {
-			t.Errorf("%s: exit %+v", id, x)
+			t.Errorf("%s: exit %+v\n%s", id, x, r.keeperLog())
 		}
 		next := map[string]int{}
 		for _, l := range r.log(id) {
@@ -512,7 +512,7 @@ func TestUpgrade(t *testing.T) {
 		fmt.Fprintln(w, "go")
 		w.Close()
 		if x := r.wait(id); x.Code != code || !x.Known {
-			t.Errorf("%s: exit %+v", id, x)
+			t.Errorf("%s: exit %+v\n%s", id, x, r.keeperLog())
 		}
 	}
 	if n := len(r.log("a")); n != 500 {

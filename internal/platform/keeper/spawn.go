@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -74,4 +76,18 @@ func Spawn(ctx context.Context, o SpawnOptions) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// ReadSpec returns what a container of the directory's keeper was made from. It
+// needs no keeper.
+func ReadSpec(dir, id string) (Spec, error) {
+	var s Spec
+	raw, err := os.ReadFile(filepath.Join(dir, "containers", id, "spec.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return s, errs.New(errs.NotFound, "container %s does not exist", id)
+	}
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(raw, &s)
 }

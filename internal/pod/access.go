@@ -1,0 +1,311 @@
+package pod
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
+)
+
+// choose returns the status of the container of that name, or the pod's first main one.
+func (w *worker) choose(name string) (*Container, ContainerStatus, error) {
+	spec := w.spec()
+	if name == "" {
+		name = spec.Containers[0].Name
+	}
+	for _, l := range [][]Container{spec.Containers, spec.Init} {
+		for i := range l {
+			if l[i].Name == name {
+				return &l[i], w.container(name), nil
+			}
+		}
+	}
+	return nil, ContainerStatus{}, errs.New(errs.NotFound, "pod %s has no container %q; it has %s", spec.Key, name, containerNames(&spec))
+}
+
+func containerNames(spec *Spec) (names string) {
+	for _, l := range [][]Container{spec.Init, spec.Containers} {
+		for _, c := range l {
+			if names != "" {
+				names += ", "
+			}
+			names += c.Name
+		}
+	}
+	return names
+}
+
+// running is choose for a container that must run.
+func (p *Pods) running(k Key, container string) (*worker, *Container, ContainerStatus, error) {
+	w, err := p.worker(k)
+	if err != nil {
+		return nil, nil, ContainerStatus{}, err
+	}
+	c, st, err := w.choose(container)
+	if err == nil && st.State != RunningNow {
+		err = errs.New(errs.FailedPrecondition, "container %s of pod %s is %s (%s); see orlop inspect pod %s", c.Name, k, st.State, st.Reason, k.Name)
+	}
+	return w, c, st, err
+}
+
+// Exec runs a command in a container. The process belongs to the session: when the
+// session is closed its terminal hangs up, or its pipes break.
+func (p *Pods) Exec(ctx context.Context, k Key, o ExecOptions) (*Session, error) {
+	if len(o.Command) == 0 {
+		return nil, errs.New(errs.Invalid, "no command is given; write it behind --")
+	}
+	w, c, st, err := p.running(k, o.Container)
+	if err != nil {
+		return nil, err
+	}
+	process, err := w.processLike(c.Name, o.Command, o.TTY)
+	if err != nil {
+		return nil, err
+	}
+	client, err := p.runtime.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{Container: c.Name, TTY: o.TTY}
+	spec := keeper.ExecSpec{Process: process}
+	var theirs []*os.File
+	defer func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if !o.TTY {
+		pipe := func() (r, wr *os.File) {
+			if err == nil {
+				r, wr, err = os.Pipe()
+			}
+			return r, wr
+		}
+		if o.Stdin {
+			r, wr := pipe()
+			spec.Stdin, s.Stdin = r, wr
+			s.files, theirs = append(s.files, wr), append(theirs, r)
+		}
+		r, wr := pipe()
+		spec.Stdout, s.Stdout = wr, r
+		s.files, theirs = append(s.files, r), append(theirs, wr)
+		r, wr = pipe()
+		spec.Stderr, s.Stderr = wr, r
+		s.files, theirs = append(s.files, r), append(theirs, wr)
+		if err != nil {
+			return nil, err
+		}
+	}
+	e, err := client.Exec(ctx, string(st.ID), spec)
+	if err != nil {
+		return nil, err
+	}
+	if o.TTY {
+		s.Stdout, s.files = e.Console, append(s.files, e.Console)
+		if o.Stdin {
+			s.Stdin = nopCloser{e.Console}
+		}
+		s.resize = e.Resize
+	}
+	s.wait = e.Wait
+	s.signal = func(ctx context.Context, sig int) error { return e.Signal(ctx, syscall.Signal(sig)) }
+	return s, nil
+}
+
+// nopCloser is a terminal as an input: it ends with the session, not with its input.
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// Attach connects to the streams of a container's own process, from now on.
+func (p *Pods) Attach(ctx context.Context, k Key, o AttachOptions) (*Session, error) {
+	_, c, st, err := p.running(k, o.Container)
+	if err != nil {
+		return nil, err
+	}
+	client, err := p.runtime.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{Container: c.Name, TTY: c.TTY}
+	fail := func(err error) (*Session, error) { s.Close(); return nil, err }
+	var spec keeper.AttachSpec
+	out, wr, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer wr.Close()
+	s.Stdout, s.files, spec.Stdout = out, append(s.files, out), wr
+	if !c.TTY {
+		r, wr, err := os.Pipe()
+		if err != nil {
+			return fail(err)
+		}
+		defer wr.Close()
+		s.Stderr, s.files, spec.Stderr = r, append(s.files, r), wr
+	}
+	if err := client.Attach(ctx, string(st.ID), spec); err != nil {
+		return fail(err)
+	}
+	if o.Stdin {
+		f, err := client.StdinWriter(ctx, string(st.ID))
+		if err != nil {
+			return fail(err)
+		}
+		s.Stdin, s.files = f, append(s.files, f)
+	}
+	id := string(st.ID)
+	s.wait = func(ctx context.Context) (keeper.Exit, error) { return p.runtime.wait(ctx, id) }
+	if c.TTY {
+		s.resize = func(cols, rows uint16) error { return client.Resize(context.Background(), id, cols, rows) }
+	}
+	return s, nil
+}
+
+// Logs tells where a container's log is.
+func (p *Pods) Logs(ctx context.Context, k Key, container string, previous bool) (Logs, error) {
+	w, err := p.worker(k)
+	if err != nil {
+		return Logs{}, err
+	}
+	c, st, err := w.choose(container)
+	if err != nil {
+		return Logs{}, err
+	}
+	n := st.Restarts
+	if previous {
+		if n == 0 {
+			return Logs{}, errs.New(errs.NotFound, "container %s of pod %s was never started before: there is no previous log", c.Name, k)
+		}
+		n--
+	} else if st.State == Waiting && st.ID == "" && n == 0 && st.Last == nil {
+		if st.Reason != "" {
+			return Logs{}, errs.New(errs.FailedPrecondition, "container %s of pod %s has not started yet (%s)", c.Name, k, st.Reason)
+		}
+	}
+	name := c.Name
+	return Logs{
+		Container: name, Path: w.logPath(name, n),
+		More: func() bool {
+			if previous {
+				return false
+			}
+			select {
+			case <-w.gone:
+				return false
+			default:
+			}
+			pod := w.status()
+			if pod.Phase == Succeeded || pod.Phase == Failed {
+				return false
+			}
+			now := w.container(name)
+			return now.Restarts == n && now.State != Terminated
+		},
+		Next: func() (string, bool) {
+			if now := w.container(name); !previous && now.Restarts > n && now.ID != "" {
+				return w.logPath(name, now.Restarts), true
+			}
+			return "", false
+		},
+	}, nil
+}
+
+// Dial connects to a port inside the pod.
+func (p *Pods) Dial(ctx context.Context, k Key, port uint16) (net.Conn, error) {
+	w, err := p.worker(k)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var last error
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		conn, err := w.dial(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		if err == nil {
+			return conn, nil
+		}
+		if last == nil {
+			last = err
+		}
+	}
+	return nil, errs.New(errs.Unavailable, "nothing in pod %s answers at port %d: %w", k, port, last)
+}
+
+// Stats returns what the running containers use; an empty namespace or name is all.
+func (p *Pods) Stats(ctx context.Context, namespaceName, name string) ([]Stats, error) {
+	var list []Stats
+	for _, pod := range p.snapshot() {
+		if namespaceName != "" && pod.Spec.Namespace != namespaceName || name != "" && pod.Spec.Name != name {
+			continue
+		}
+		w, err := p.worker(pod.Spec.Key)
+		if err != nil {
+			continue
+		}
+		s := Stats{Pod: pod.Spec.Key, At: time.Now()}
+		for _, c := range pod.Containers {
+			if c.State != RunningNow {
+				continue
+			}
+			g, err := p.cgroups.Load(w.group() + "/" + string(c.ID))
+			if err != nil {
+				continue // it has just ended
+			}
+			u, err := g.Stats()
+			if err != nil {
+				continue
+			}
+			s.Containers = append(s.Containers, ContainerStats{c.Name, usage(u)})
+		}
+		if ns := w.nsPath(namespace.Net); ns != "" && len(s.Containers) > 0 {
+			namespace.Do(ns, func() error {
+				s.ReceiveBytes, s.TransmitBytes = counter(0), counter(8)
+				return nil
+			})
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// counter reads a counter of eth0 in the calling thread's network namespace
+// (proc(5), /proc/net/dev: received bytes come first, sent bytes ninth).
+func counter(column int) uint64 {
+	raw, err := os.ReadFile("/proc/thread-self/net/dev")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, rest, ok := strings.Cut(line, ":")
+		if w := strings.Fields(rest); ok && strings.TrimSpace(name) == "eth0" && len(w) > column {
+			n, _ := strconv.ParseUint(w[column], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+func usage(s cgroup.Stats) Usage {
+	u := Usage{
+		CPU: s.CPU.Usage, MemoryBytes: s.Memory.WorkingSetBytes, MemoryUsageBytes: s.Memory.UsageBytes,
+		MemoryLimitBytes: s.Memory.LimitBytes, Processes: s.PIDs.Current,
+	}
+	for _, d := range s.IO {
+		u.ReadBytes += d.ReadBytes
+		u.WriteBytes += d.WriteBytes
+	}
+	return u
+}

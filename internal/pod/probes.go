@@ -1,0 +1,363 @@
+package pod
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
+	"github.com/orlop-io/orlop/internal/pod/probe"
+)
+
+func decodeBase64(s string) ([]byte, error) { return base64.StdEncoding.DecodeString(s) }
+
+// probing is the goroutines that ask one incarnation of a container how it is.
+type probing struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// ensureProbes starts them where they do not run: a startup probe first, and the
+// others once it has passed.
+func (w *worker) ensureProbes(c *Container, id ContainerID) {
+	if c.Startup == nil && c.Readiness == nil && c.Liveness == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.probes[id] != nil || w.p.ctx == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(w.p.ctx)
+	pr := &probing{cancel: cancel}
+	w.probes[id] = pr
+	cc := *c
+	pr.wg.Go(func() { w.probe(ctx, &cc, id) })
+}
+
+func (w *worker) stopProbe(id ContainerID) {
+	w.mu.Lock()
+	pr := w.probes[id]
+	delete(w.probes, id)
+	w.mu.Unlock()
+	if pr != nil {
+		pr.cancel()
+		pr.wg.Wait()
+	}
+}
+
+func (w *worker) stopProbes() {
+	w.mu.Lock()
+	all := w.probes
+	w.probes = make(map[ContainerID]*probing)
+	w.mu.Unlock()
+	for _, pr := range all {
+		pr.cancel()
+	}
+	for _, pr := range all {
+		pr.wg.Wait()
+	}
+}
+
+func (w *worker) probe(ctx context.Context, c *Container, id ContainerID) {
+	set := func(fn func(*ContainerStatus)) {
+		w.updateContainer(c.Name, func(s *ContainerStatus) {
+			if s.ID == id && s.State == RunningNow {
+				fn(s)
+			}
+		})
+		w.poke()
+	}
+	restart := func(kind, message string) {
+		w.note(c.Name, true, "Unhealthy", kind+" probe failed: "+message)
+		w.note(c.Name, false, "Killing", "container "+c.Name+" failed its "+kind+" probe; it is started again")
+		w.mu.Lock()
+		w.restarted[c.Name] = true
+		w.mu.Unlock()
+		w.poke()
+	}
+	if c.Startup != nil && !w.container(c.Name).Started {
+		ok, message := w.until(ctx, c, c.Startup, true)
+		if ctx.Err() != nil {
+			return
+		}
+		if !ok {
+			restart("startup", message)
+			return
+		}
+	}
+	set(func(s *ContainerStatus) {
+		s.Started = true
+		if c.Readiness == nil {
+			s.Ready = true
+		}
+	})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if c.Readiness != nil {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if ok, _ := w.until(ctx, c, c.Readiness, true); ok {
+					set(func(s *ContainerStatus) { s.Ready = true })
+				} else if ctx.Err() == nil {
+					continue
+				}
+				ok, message := w.until(ctx, c, c.Readiness, false)
+				if ok || ctx.Err() != nil {
+					continue
+				}
+				w.note(c.Name, true, "Unhealthy", "readiness probe failed: "+message)
+				set(func(s *ContainerStatus) { s.Ready = false })
+			}
+		})
+	}
+	if c.Liveness != nil {
+		wg.Go(func() {
+			if _, message := w.until(ctx, c, c.Liveness, false); ctx.Err() == nil {
+				restart("liveness", message)
+			}
+		})
+	}
+}
+
+// until asks again and again: with good, until the probe has succeeded as often in a
+// row as it must, or failed as often as it may; without, until it has failed that often.
+func (w *worker) until(ctx context.Context, c *Container, p *Probe, good bool) (ok bool, message string) {
+	succeeded, failed := 0, 0
+	delay := p.InitialDelay
+	if st := w.container(c.Name); !st.StartedAt.IsZero() {
+		delay = max(0, p.InitialDelay-time.Since(st.StartedAt))
+	}
+	if delay == 0 && !good {
+		delay = p.Period
+	}
+	for {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return false, ""
+		}
+		delay = max(p.Period, 100*time.Millisecond)
+		once, cancel := context.WithTimeout(ctx, max(p.Timeout, 100*time.Millisecond))
+		passed, msg := w.check(once, c, &p.Action)
+		cancel()
+		if ctx.Err() != nil {
+			return false, ""
+		}
+		if passed {
+			succeeded, failed = succeeded+1, 0
+			if good && succeeded >= max(1, p.SuccessThreshold) {
+				return true, ""
+			}
+			continue
+		}
+		succeeded, failed, message = 0, failed+1, msg
+		if failed >= max(1, p.FailureThreshold) {
+			return false, message
+		}
+	}
+}
+
+// port resolves a port by number or name.
+func port(c *Container, r PortRef) (uint16, error) {
+	if r.Name == "" {
+		return r.Number, nil
+	}
+	for _, p := range c.Ports {
+		if p.Name == r.Name {
+			return p.Port, nil
+		}
+	}
+	return 0, errs.New(errs.Invalid, "container %s has no port named %q", c.Name, r.Name)
+}
+
+// check carries out one action of a probe.
+func (w *worker) check(ctx context.Context, c *Container, a *Action) (bool, string) {
+	check := probe.Check{Exec: a.Exec}
+	var err error
+	switch {
+	case a.HTTP != nil:
+		h := &probe.HTTP{Scheme: "http", Host: a.HTTP.Host, Path: a.HTTP.Path, Headers: a.HTTP.Headers}
+		if a.HTTP.TLS {
+			h.Scheme = "https"
+		}
+		h.Port, err = port(c, a.HTTP.Port)
+		check.HTTP = h
+	case a.TCP != nil:
+		check.TCP = &probe.TCP{Host: a.TCP.Host}
+		check.TCP.Port, err = port(c, a.TCP.Port)
+	case a.GRPC != nil:
+		check.GRPC = &probe.GRPC{Service: a.GRPC.Service}
+		check.GRPC.Port, err = port(c, a.GRPC.Port)
+	}
+	if err != nil {
+		return false, err.Error()
+	}
+	return probe.Run(ctx, check, w.target(c))
+}
+
+func (w *worker) target(c *Container) probe.Target {
+	addr := "127.0.0.1"
+	w.mu.Lock()
+	if len(w.st.IPs) > 0 {
+		addr = w.st.IPs[0].String()
+	}
+	w.mu.Unlock()
+	return probe.Target{
+		Addr: addr,
+		Dial: w.dial,
+		Exec: func(ctx context.Context, argv []string) (int, []byte, error) { return w.execOutput(ctx, c.Name, argv) },
+	}
+}
+
+// dial connects from inside the pod's network namespace.
+func (w *worker) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	ns := w.nsPath(namespace.Net)
+	if ns == "" {
+		return dialHere(ctx, network, addr)
+	}
+	err = namespace.Do(ns, func() error {
+		conn, err = dialHere(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// dialHere connects without leaving the calling thread: package net may dial from
+// goroutines of its own, which are in the host's namespace.
+func dialHere(ctx context.Context, network, addr string) (net.Conn, error) {
+	if network != "tcp" && network != "tcp4" && network != "tcp6" {
+		return nil, errs.New(errs.Unsupported, "dial %s", network)
+	}
+	ap, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	family, sa := unix.AF_INET6, unix.Sockaddr(nil)
+	if ip4 := ap.IP.To4(); ip4 != nil {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: ap.Port, Addr: [4]byte(ip4)}
+	} else {
+		sa = &unix.SockaddrInet6{Port: ap.Port, Addr: [16]byte(ap.IP.To16())}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), addr)
+	defer f.Close()
+	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS {
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: ap, Err: err}
+	}
+	for {
+		wait := 1000
+		if t, ok := ctx.Deadline(); ok {
+			wait = int(min(max(0, time.Until(t)/time.Millisecond), 1000))
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, wait)
+		if err != nil && err != unix.EINTR {
+			return nil, err
+		}
+		if n > 0 {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, &net.OpError{Op: "dial", Net: network, Addr: ap, Err: err}
+		}
+	}
+	if errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: ap, Err: errors.Join(err, unix.Errno(errno))}
+	}
+	return net.FileConn(f)
+}
+
+// hook runs a lifecycle hook.
+func (w *worker) hook(ctx context.Context, c *Container, a *Action) error {
+	if a.Sleep > 0 {
+		select {
+		case <-time.After(a.Sleep):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	ok, message := w.check(ctx, c, a)
+	if !ok {
+		return fmt.Errorf("hook of container %s: %s", c.Name, message)
+	}
+	return nil
+}
+
+// execOutput runs a command in the container and returns what it printed, up to 10 KiB.
+func (w *worker) execOutput(ctx context.Context, container string, argv []string) (int, []byte, error) {
+	st := w.container(container)
+	if st.State != RunningNow {
+		return 0, nil, errs.New(errs.FailedPrecondition, "container %s does not run", container)
+	}
+	process, err := w.processLike(container, argv, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	r, out, err := os.Pipe()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer r.Close()
+	c, err := w.p.runtime.get(ctx)
+	if err != nil {
+		out.Close()
+		return 0, nil, err
+	}
+	e, err := c.Exec(ctx, string(st.ID), keeper.ExecSpec{Process: process, Stdout: out, Stderr: out})
+	out.Close()
+	if err != nil {
+		return 0, nil, err
+	}
+	var text strings.Builder
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		io.Copy(&text, io.LimitReader(r, 10<<10))
+		io.Copy(io.Discard, r)
+	}()
+	x, err := e.Wait(ctx)
+	if err != nil {
+		e.Signal(context.WithoutCancel(ctx), unix.SIGKILL)
+		return 0, nil, err
+	}
+	// What the command left running may keep the pipe: do not wait for that.
+	select {
+	case <-read:
+	case <-time.After(100 * time.Millisecond):
+		r.Close()
+		<-read
+	}
+	return x.Code, []byte(text.String()), nil
+}
+
+// processLike is a process with the identity, environment and confinement of the
+// container's own.
+func (w *worker) processLike(container string, argv []string, tty bool) (*specs.Process, error) {
+	st := w.container(container)
+	own, err := keeper.ReadSpec(w.p.o.Keeper.Dir, string(st.ID))
+	if err != nil {
+		return nil, err
+	}
+	p := *own.OCI.Process
+	p.Args, p.Terminal = argv, tty
+	if tty {
+		p.Env = append(append([]string(nil), p.Env...), "TERM=xterm")
+	}
+	return &p, nil
+}

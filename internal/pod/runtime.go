@@ -1,0 +1,177 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+)
+
+// runtime is the way to the keeper. It starts one where there is none, and after a
+// loss another, which it gives what it held of the containers of the first.
+type runtime struct {
+	o    keeper.SpawnOptions
+	log  *slog.Logger
+	held keeper.Holdings
+
+	wake    func(pod string)
+	wakeAll func()
+
+	mu     sync.Mutex
+	client *keeper.Client
+}
+
+// connect returns once there is a keeper.
+func (r *runtime) connect(ctx context.Context) error {
+	_, err := r.get(ctx)
+	return err
+}
+
+// get returns the connection, making it where there is none.
+func (r *runtime) get(ctx context.Context) (*keeper.Client, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.client != nil {
+		select {
+		case <-r.client.Done():
+			r.client = nil
+		default:
+			return r.client, nil
+		}
+	}
+	c, err := keeper.Dial(ctx, keeper.Socket(r.o.Dir), &r.held)
+	if err != nil {
+		if err := keeper.Spawn(ctx, r.o); err != nil {
+			return nil, err
+		}
+		if c, err = keeper.Dial(ctx, keeper.Socket(r.o.Dir), &r.held); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.OnEvent(ctx, func(e keeper.Event) { r.wakeAll() }); err != nil {
+		c.Close()
+		return nil, err
+	}
+	r.log.Info("connected to the keeper", "pid", c.PID())
+	r.client = c
+	return c, nil
+}
+
+// keepConnected brings a lost keeper back at once, since containers are without a
+// log and without a parent until then.
+func (r *runtime) keepConnected(ctx context.Context) {
+	for ctx.Err() == nil {
+		c, err := r.get(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				r.log.Error("there is no keeper; trying again", "error", err)
+			}
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		r.wakeAll()
+		select {
+		case <-c.Done():
+			r.log.Warn("the keeper is gone; another is started")
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (r *runtime) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.client != nil {
+		r.client.Close()
+		r.client = nil
+	}
+	r.held.Close()
+}
+
+// do calls fn with a connection; where the keeper is lost meanwhile it tries again
+// with the next, so fn must be idempotent.
+func (r *runtime) do(ctx context.Context, fn func(*keeper.Client) error) error {
+	for try := 0; ; try++ {
+		c, err := r.get(ctx)
+		if err == nil {
+			err = fn(c)
+		}
+		if err == nil || !errors.Is(err, errs.Unavailable) || try == 3 || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (r *runtime) list(ctx context.Context) (l []keeper.Status, err error) {
+	err = r.do(ctx, func(c *keeper.Client) (err error) { l, err = c.List(ctx); return err })
+	return l, err
+}
+
+func (r *runtime) status(ctx context.Context, id string) (s keeper.Status, err error) {
+	err = r.do(ctx, func(c *keeper.Client) (err error) { s, err = c.Status(ctx, id); return err })
+	return s, err
+}
+
+func (r *runtime) run(ctx context.Context, spec keeper.Spec) (s keeper.Started, err error) {
+	err = r.do(ctx, func(c *keeper.Client) (err error) { s, err = c.Run(ctx, spec); return err })
+	return s, err
+}
+
+func (r *runtime) signal(ctx context.Context, id string, sig unix.Signal, all bool) error {
+	err := r.do(ctx, func(c *keeper.Client) error { return c.Signal(ctx, id, sig, all) })
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+func (r *runtime) wait(ctx context.Context, id string) (x keeper.Exit, err error) {
+	err = r.do(ctx, func(c *keeper.Client) (err error) { x, err = c.Wait(ctx, id); return err })
+	return x, err
+}
+
+func (r *runtime) remove(ctx context.Context, id string) error {
+	return r.do(ctx, func(c *keeper.Client) error { return c.Delete(ctx, id) })
+}
+
+// destroy kills and removes a container in whatever state it is.
+func (r *runtime) destroy(ctx context.Context, id string) error {
+	st, err := r.status(ctx, id)
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.State == keeper.Running || st.State == keeper.Paused {
+		if err := r.signal(ctx, id, unix.SIGKILL, true); err != nil {
+			return err
+		}
+		if _, err := r.wait(ctx, id); err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	return r.remove(ctx, id)
+}
+
+// shutdown ends the keeper, which must have no container left.
+func (r *runtime) shutdown(ctx context.Context) error {
+	c, err := r.get(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.Shutdown(ctx); err != nil {
+		return err
+	}
+	r.close()
+	return nil
+}

@@ -1,0 +1,401 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+)
+
+// state is what is: the volatile record of a pod.
+type state struct {
+	ID         ID
+	Sandbox    bool // complete
+	IPs        []netip.Addr
+	StartedAt  time.Time
+	Phase      Phase
+	Reason     string
+	Message    string
+	Containers []ContainerStatus // init containers first, in the order of the spec
+}
+
+func newState(m *manifest) state {
+	st := state{ID: m.ID, Phase: Pending}
+	for i := range m.Spec.Init {
+		st.Containers = append(st.Containers, ContainerStatus{Name: m.Spec.Init[i].Name, Init: true, Image: m.Spec.Init[i].Image, State: Waiting, Reason: "PodInitializing"})
+	}
+	for i := range m.Spec.Containers {
+		st.Containers = append(st.Containers, ContainerStatus{Name: m.Spec.Containers[i].Name, Image: m.Spec.Containers[i].Image, State: Waiting, Reason: "PodInitializing"})
+	}
+	return st
+}
+
+// worker looks after one pod.
+type worker struct {
+	p    *Pods
+	wake chan struct{} // holds one token
+	gone chan struct{} // closed when the pod is no more
+
+	mu     sync.Mutex
+	m      manifest
+	st     state
+	cancel context.CancelFunc // of what the worker is doing
+	probes map[ContainerID]*probing
+	tries  map[string]retry // of what failed, by what it was
+
+	restarted map[string]bool // containers to restart, by name: a probe asks
+}
+
+// retry is how often something failed, and when it may be tried again.
+type retry struct {
+	n    int
+	next time.Time
+}
+
+func newWorker(p *Pods, m manifest, st state) *worker {
+	return &worker{p: p, m: m, st: st, wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		probes: make(map[ContainerID]*probing), tries: make(map[string]retry), restarted: make(map[string]bool)}
+}
+
+// poke makes the worker look again.
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// interrupt ends what the worker is doing, for something more important.
+func (w *worker) interrupt() {
+	w.mu.Lock()
+	if w.cancel != nil {
+		w.cancel()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) spec() Spec {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.m.Spec
+}
+
+// run looks after the pod until it is gone or ctx ends.
+func (w *worker) run(ctx context.Context) {
+	defer w.stopProbes()
+	for ctx.Err() == nil {
+		op, cancel := context.WithCancel(ctx)
+		w.mu.Lock()
+		deleting, done := !w.m.DeletedAt.IsZero(), w.m.Done != nil
+		w.cancel = cancel
+		if deleting {
+			w.cancel = nil
+		}
+		w.mu.Unlock()
+		var next time.Duration
+		var err error
+		switch {
+		case deleting:
+			if err = w.destroy(ctx); err == nil {
+				cancel()
+				return
+			}
+			next = time.Second
+		case done:
+			next = time.Hour
+		default:
+			next, err = w.step(op)
+		}
+		cancel()
+		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+			w.p.log.Error("a pod could not be brought further; trying again", "pod", w.m.Spec.Key, "error", err)
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-w.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// idle is how long a worker with nothing to do sleeps; events wake it.
+const idle = time.Minute
+
+// step does the next things, and says when to look again at the latest.
+func (w *worker) step(ctx context.Context) (time.Duration, error) {
+	spec := w.spec()
+	if d := spec.ActiveDeadline; d > 0 && !w.st.StartedAt.IsZero() && time.Since(w.st.StartedAt) > d {
+		w.stopContainers(ctx, spec.TerminationGrace)
+		return idle, w.finish(ctx, Failed, "DeadlineExceeded", fmt.Sprintf("the pod was active longer than its deadline of %s", d))
+	}
+	if wait := w.waiting("sandbox"); wait > 0 {
+		return wait, nil
+	}
+	if err := w.ensureSandbox(ctx, &spec); err != nil {
+		if ctx.Err() != nil {
+			return 0, err
+		}
+		w.note("", true, "FailedCreatePodSandBox", err.Error())
+		w.update(func(st *state) { st.Reason, st.Message = "FailedCreatePodSandBox", err.Error() })
+		return w.later("sandbox", time.Second, 30*time.Second), nil
+	}
+	delete(w.tries, "sandbox")
+
+	next := idle
+	sooner := func(d time.Duration) { next = min(next, max(d, time.Millisecond)) }
+	initialized := true
+	for i := range spec.Init {
+		c, st := &spec.Init[i], w.container(spec.Init[i].Name)
+		if !c.Sidecar() && st.State == Terminated && st.ExitCode == 0 {
+			continue
+		}
+		d, err := w.advance(ctx, &spec, c)
+		if err != nil {
+			return 0, err
+		}
+		sooner(d)
+		st = w.container(c.Name)
+		if c.Sidecar() {
+			if !st.Started || st.State != RunningNow {
+				initialized = false
+			}
+		} else if st.State != Terminated || st.ExitCode != 0 {
+			if st.State == Terminated && policyOf(&spec, c) == RestartNever {
+				w.stopContainers(ctx, spec.TerminationGrace)
+				return idle, w.finish(ctx, Failed, "Init:Error", fmt.Sprintf("init container %s ended with %d", c.Name, st.ExitCode))
+			}
+			initialized = false
+		}
+		if !initialized {
+			break
+		}
+	}
+	if initialized {
+		// Containers start side by side: one that waits for its image holds up no other.
+		var wg sync.WaitGroup
+		waits, bad := make([]time.Duration, len(spec.Containers)), make([]error, len(spec.Containers))
+		for i := range spec.Containers {
+			if len(spec.Containers) == 1 {
+				waits[i], bad[i] = w.advance(ctx, &spec, &spec.Containers[i])
+				break
+			}
+			wg.Go(func() { waits[i], bad[i] = w.advance(ctx, &spec, &spec.Containers[i]) })
+		}
+		wg.Wait()
+		if err := errors.Join(bad...); err != nil {
+			return 0, err
+		}
+		for _, d := range waits {
+			sooner(d)
+		}
+	}
+	if phase, reason, ended := w.conclude(&spec); ended {
+		w.stopContainers(ctx, spec.TerminationGrace) // sidecars
+		return idle, w.finish(ctx, phase, reason, "")
+	}
+	if d := spec.ActiveDeadline; d > 0 {
+		sooner(time.Until(w.st.StartedAt.Add(d)))
+	}
+	return next, nil
+}
+
+func policyOf(spec *Spec, c *Container) RestartPolicy {
+	if c.Restart != "" {
+		return c.Restart
+	}
+	return spec.RestartPolicy
+}
+
+// conclude tells whether every container has come to its end for good.
+func (w *worker) conclude(spec *Spec) (phase Phase, reason string, ended bool) {
+	phase = Succeeded
+	running := false
+	for i := range spec.Containers {
+		c, st := &spec.Containers[i], w.container(spec.Containers[i].Name)
+		policy := policyOf(spec, c)
+		over := st.State == Terminated && (policy == RestartNever || policy == RestartOnFailure && st.ExitCode == 0)
+		if st.State == RunningNow || st.Restarts > 0 || st.State == Terminated {
+			running = true
+		}
+		if !over {
+			phase = ""
+		} else if st.ExitCode != 0 && phase != "" {
+			phase, reason = Failed, st.Reason
+		}
+	}
+	if phase == "" {
+		w.update(func(st *state) {
+			st.Phase, st.Reason, st.Message = Pending, "", ""
+			if running {
+				st.Phase = Running
+			}
+		})
+		return "", "", false
+	}
+	return phase, reason, true
+}
+
+// finish records that the pod has come to its end by itself.
+func (w *worker) finish(ctx context.Context, phase Phase, reason, message string) error {
+	w.update(func(st *state) { st.Phase, st.Reason, st.Message = phase, reason, message })
+	if err := w.teardown(ctx); err != nil {
+		return err
+	}
+	pod := w.status()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.m
+	m.Done = &pod
+	if err := w.p.manifests.Put(m.Spec.Key.String(), m); err != nil {
+		return err
+	}
+	w.m = m
+	return nil
+}
+
+// destroy removes the pod for good.
+func (w *worker) destroy(ctx context.Context) error {
+	w.mu.Lock()
+	m := w.m
+	w.mu.Unlock()
+	grace := m.Spec.TerminationGrace
+	if m.Grace != nil {
+		grace = *m.Grace
+	}
+	grace = max(0, grace-time.Since(m.DeletedAt)) // what a daemon before us has waited counts
+	w.stopContainers(ctx, grace)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := w.teardown(ctx); err != nil {
+		return err
+	}
+	if err := removeTree(ctx, w.logDir()); err != nil {
+		return err
+	}
+	k := m.Spec.Key.String()
+	if err := w.p.states.Delete(k); err != nil {
+		return err
+	}
+	if err := w.p.manifests.Delete(k); err != nil {
+		return err
+	}
+	faultDeleteForgot.Hit()
+	w.p.mu.Lock()
+	delete(w.p.workers, m.Spec.Key)
+	w.p.mu.Unlock()
+	close(w.gone)
+	return nil
+}
+
+// container returns a container's status.
+func (w *worker) container(name string) ContainerStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.st.Containers {
+		if c.Name == name {
+			return c
+		}
+	}
+	return ContainerStatus{}
+}
+
+// update changes the state and records it.
+func (w *worker) update(fn func(*state)) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := canonicalState(w.st)
+	fn(&w.st)
+	if before == canonicalState(w.st) {
+		return nil
+	}
+	return w.p.states.Put(w.m.Spec.Key.String(), w.st)
+}
+
+func (w *worker) updateContainer(name string, fn func(*ContainerStatus)) error {
+	return w.update(func(st *state) {
+		for i := range st.Containers {
+			if st.Containers[i].Name == name {
+				fn(&st.Containers[i])
+			}
+		}
+	})
+}
+
+// status returns the pod as others see it.
+func (w *worker) status() Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.m.Done != nil {
+		pod := *w.m.Done
+		pod.DeletedAt = w.m.DeletedAt
+		return pod
+	}
+	pod := Pod{ID: w.m.ID, Spec: w.m.Spec, Phase: w.st.Phase, Reason: w.st.Reason, Message: w.st.Message, IPs: w.st.IPs,
+		CreatedAt: w.m.CreatedAt, StartedAt: w.st.StartedAt, DeletedAt: w.m.DeletedAt, Ready: w.st.Phase == Running}
+	pod.Containers = append(pod.Containers, w.st.Containers...)
+	for _, c := range pod.Containers {
+		if !c.Init && !c.Ready {
+			pod.Ready = false
+		}
+		if pod.Reason == "" && c.State == Waiting && c.Reason != "PodInitializing" && c.Reason != "ContainerCreating" {
+			pod.Reason, pod.Message = c.Reason, c.Message
+		}
+	}
+	if !w.m.DeletedAt.IsZero() {
+		pod.Reason, pod.Ready = "Terminating", false
+	}
+	return pod
+}
+
+// note records an event of the pod.
+func (w *worker) note(container string, warning bool, reason, message string) {
+	w.p.events.add(Event{Warning: warning, Reason: reason, Message: message, Pod: w.m.Spec.Key, PodID: w.m.ID, Container: container})
+}
+
+// later notes a failure and returns how long to wait before the next try: first,
+// then twice as long each time, up to most.
+func (w *worker) later(what string, first, most time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.tries[what]
+	d := min(most, first<<min(r.n, 20))
+	w.tries[what] = retry{r.n + 1, time.Now().Add(d)}
+	return d
+}
+
+// waiting returns how long a failure before still holds back the next try.
+func (w *worker) waiting(what string) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Until(w.tries[what].next)
+}
+
+func (w *worker) succeeded(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.tries, what)
+}
+
+func (w *worker) runDir() string  { return filepath.Join(w.p.o.Run, "pods", string(w.m.ID)) }
+func (w *worker) diskDir() string { return filepath.Join(w.p.o.Root, "pods", string(w.m.ID)) }
+func (w *worker) logDir() string {
+	return filepath.Join(w.p.o.Root, "logs", fmt.Sprintf("%s_%s_%s", w.m.Spec.Namespace, w.m.Spec.Name, w.m.ID))
+}
+func (w *worker) group() string   { return filepath.Join(w.p.o.CgroupParent, "pod"+string(w.m.ID)) }
+func (w *worker) pauseID() string { return "pause-" + string(w.m.ID) }
+
+// lost is the end of a container that nobody saw.
+var lost = keeper.Exit{Code: 255}
+
+// isGone tells of an error that says that something does not exist.
+func isGone(err error) bool { return errors.Is(err, errs.NotFound) }
