@@ -23,12 +23,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/keylock"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/network/dataplane"
+	"github.com/orlop-io/orlop/internal/network/routed"
 )
 
 // Options say where the network keeps its state and what it hands out.
@@ -57,21 +61,25 @@ type Options struct {
 type Network struct {
 	opts  Options
 	log   *slog.Logger
-	plane dataplane.Dataplane
+	plane *routed.Plane
 
 	endpoints store.Bucket[record]
 	cursors   store.Bucket[cursor]
 	locks     keylock.Locks // by pod
 
-	mu       sync.Mutex
-	records  map[string]record // what the volatile state says
-	pools    []*pool           // one per family
-	removing map[string]chan struct{}
-	warnings []string
+	// gate is held for reading by what concerns one pod, for writing by what concerns all.
+	gate sync.RWMutex
 
-	background sync.WaitGroup
-	queue      chan string
-	stop       context.CancelFunc
+	mu      sync.Mutex
+	records map[string]*record // what the volatile state says; replaced, never changed
+	pools   []*pool            // one per family
+	// leaving has a channel per pod whose device is being removed behind; it is closed after.
+	leaving map[string]chan struct{}
+	queue   []string // of leaving, not yet taken by the remover
+	wake    chan struct{}
+
+	stop    context.CancelFunc
+	remover sync.WaitGroup
 }
 
 // Protocol of a port.
@@ -128,41 +136,171 @@ type Attachment struct {
 	Ports         []PortMapping
 }
 
-var errNotYet = errors.New("network: not there yet")
-
 // Open prepares the host: forwarding, the firewall table, the node's own addresses. It is
 // idempotent, and it goes on with what a killed process left undone. Pods that are attached
-// are not touched. Close ends what Open began; pods stay connected.
-func Open(ctx context.Context, o Options) (*Network, error) { return nil, errNotYet }
+// are not disturbed. Close ends what Open began; pods stay connected.
+func Open(ctx context.Context, o Options) (_ *Network, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.MTU != 0 && (o.MTU < 1280 || o.MTU > 65535) {
+		return nil, errs.New(errs.Invalid, "MTU %d: give 0 (the default route's) or 1280 to 65535", o.MTU)
+	}
+	n := &Network{opts: o, log: o.Log, records: map[string]*record{}, leaving: map[string]chan struct{}{}, wake: make(chan struct{}, 1)}
+	var blocks []netip.Prefix
+	for i, b := range []netip.Prefix{o.IPv4Block, o.IPv6Block} {
+		if !b.IsValid() {
+			continue
+		}
+		if b.Addr().Is4() != (i == 0) || b.Addr().Is4In6() {
+			return nil, errs.New(errs.Invalid, "block %s is not of IPv%d", b, 4+2*i)
+		}
+		if b.Addr().BitLen()-b.Bits() < 2 {
+			return nil, errs.New(errs.Invalid, "block %s is too small: it needs room for the node's address and for pods", b)
+		}
+		blocks = append(blocks, b.Masked())
+	}
+	if len(blocks) == 0 {
+		return nil, errs.New(errs.Invalid, "there is no block of addresses: set network.ipv4Block or network.ipv6Block")
+	}
+	if n.endpoints, err = store.NewBucket[record](o.DB, "network.endpoints"); err != nil {
+		return nil, err
+	}
+	if n.cursors, err = store.NewBucket[cursor](o.DB, "network.cursors"); err != nil {
+		return nil, err
+	}
+	n.plane, err = routed.New(routed.Options{Instance: o.Instance, Blocks: blocks, Masquerade: !o.NoMasquerade, Durable: o.Durable, Log: o.Log})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.plane.Close()
+		}
+	}()
+	if err := n.load(); err != nil {
+		return nil, err
+	}
+	// What was being removed is swept as nobody's by Sync; its records go thereafter.
+	d, err := n.plane.Sync(ctx, n.staying())
+	if err != nil {
+		return nil, err
+	}
+	n.report(d)
+	if err := n.forget(n.detaching()...); err != nil {
+		return nil, err
+	}
+	bg, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	n.remover.Go(func() { n.remove(bg) })
+	return n, nil
+}
+
+// load reads the records into memory.
+func (n *Network) load() error {
+	all, err := n.endpoints.All()
+	if err != nil {
+		return err
+	}
+	for _, b := range n.plane.Blocks() {
+		c, err := n.cursors.Get(b.String())
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		n.pools = append(n.pools, newPool(b, c.Next))
+	}
+	for id, r := range all {
+		n.keep(id, &r)
+	}
+	return nil
+}
+
+// keep notes a record in memory. The caller holds mu, or is alone.
+func (n *Network) keep(id string, r *record) {
+	n.records[id] = r
+	for _, a := range r.Endpoint.Addresses {
+		for _, p := range n.pools {
+			p.mark(a, 0)
+		}
+	}
+}
+
+// staying are the endpoints that are to be there; detaching the pods whose are not.
+func (n *Network) staying() (es []dataplane.Endpoint) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(n.records)) {
+		if r := n.records[id]; r.State != detaching {
+			es = append(es, r.Endpoint)
+		}
+	}
+	return es
+}
+
+func (n *Network) detaching() (ids []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, r := range n.records {
+		if r.State == detaching {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (n *Network) report(d dataplane.Difference) {
+	if len(d.Swept) > 0 {
+		n.log.Info("interfaces of no pod are swept", "interfaces", d.Swept)
+	}
+	for id, err := range d.Failed {
+		n.log.Warn("network of a pod cannot be completed; it is removed with the pod", "pod", id, "error", err)
+	}
+}
 
 // Close waits for removals that are under way. What it does not get to do is done after
 // the next Open.
-func (n *Network) Close() error { return nil }
-
-// Attach connects a pod. It is idempotent: repeated for a pod, also by another process
-// after a crash, it completes what is missing and returns the same addresses.
-//
-// Errors: errs.Invalid (request), errs.InUse (a host port is taken), errs.ResourceExhausted
-// (no address left), errs.NotFound (no such namespace). After an error nothing is left.
-func (n *Network) Attach(ctx context.Context, r Request) (Attachment, error) {
-	return Attachment{}, errNotYet
+func (n *Network) Close() error {
+	n.stop()
+	n.remover.Wait()
+	return n.plane.Close()
 }
 
-// Detach disconnects a pod. It is idempotent. It returns once the removal is recorded and
-// the host ports are free; the kernel's slow removal of the device goes on behind, and the
-// addresses are not given to another before that is done.
-func (n *Network) Detach(ctx context.Context, podID string) error { return errNotYet }
-
-// Reconcile detaches every pod that is not live, removes devices and rules that no record
-// accounts for, and restores what is missing for those that are live.
-func (n *Network) Reconcile(ctx context.Context, live map[string]bool) error { return errNotYet }
-
 // List returns the attached pods, by pod ID.
-func (n *Network) List() []Attachment { return nil }
+func (n *Network) List() (all []Attachment) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(n.records)) {
+		if r := n.records[id]; r.State == attached {
+			all = append(all, n.attachment(r))
+		}
+	}
+	return all
+}
+
+// Removing is how many pods are detached whose devices the kernel has not yet let go.
+func (n *Network) Removing() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.leaving)
+}
 
 // Warnings say what on this host keeps pods from being reached, each with what to do.
-func (n *Network) Warnings() []string { return nil }
+func (n *Network) Warnings() []string { return n.plane.Warnings() }
 
 // Teardown removes everything that Open and Attach made on this host, for all pods, and
-// restores the host's settings. It is idempotent. The Network is of no use afterwards.
-func (n *Network) Teardown(ctx context.Context) error { return errNotYet }
+// restores the host's settings. It is idempotent. The Network is of no use afterwards but
+// to be closed.
+func (n *Network) Teardown(ctx context.Context) error {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	if err := n.plane.Teardown(ctx); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	ids := slices.Collect(maps.Keys(n.records))
+	n.queue = nil
+	n.mu.Unlock()
+	err := n.forget(ids...)
+	afterForgotten.Hit()
+	return err
+}

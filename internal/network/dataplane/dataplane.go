@@ -83,7 +83,7 @@ func (e *Endpoint) Key(like netip.Addr) (k Key, ok bool) {
 	return Key{}, false
 }
 
-// Difference counts what Sync had to change; a second Sync changes nothing.
+// Difference says what Sync had to change; a second Sync changes nothing.
 type Difference struct {
 	Repaired []string // endpoints, and "host" for what all share
 	Swept    []string // devices and such that belonged to no endpoint
@@ -92,19 +92,21 @@ type Difference struct {
 }
 
 // Dataplane programs the kernel of one node for one instance. Every method is idempotent
-// and may be repeated after the process was killed at any instruction of it. Calls for
-// different endpoints may come at the same time; those for one endpoint, and Setup, Sync
-// and Teardown, are serialised by the caller: Sync and Teardown run with no other call.
-// Nothing of another instance, or of another program, is ever changed. Errors carry kinds of package errs.
+// and may be repeated after the process was killed at any instruction of it. Sync comes
+// first. Calls for different endpoints may come at the same time; those for one endpoint
+// are serialised by the caller, and Sync and Teardown run with no other call. Nothing of
+// another instance, or of another program, is ever changed. Errors carry kinds of package errs.
 type Dataplane interface {
 	// HostInterface returns the name that the endpoint's device has on the host: unique by
 	// instance and endpoint, and the same each time.
 	HostInterface(endpoint string) string
-	// Setup prepares the host. Everything else needs it once per process.
-	Setup(ctx context.Context) error
+	// Sync makes the kernel agree with the endpoints: prepares what all share, completes
+	// what is missing of each, sweeps what is of none. An endpoint that is all right is not
+	// disturbed: its connections go on.
+	Sync(ctx context.Context, es []Endpoint) (Difference, error)
 	// Add connects the endpoint: when it returns, addresses, ports and ways are in force in
 	// both directions. What exists already is completed, not made anew. After an error
-	// nothing of the endpoint is left, unless it was there before. A missing namespace is errs.NotFound.
+	// Release and Remove are due. A missing namespace is errs.NotFound.
 	Add(ctx context.Context, e Endpoint) error
 	// Release takes the endpoint's ports and routes away, quickly: when it returns nothing
 	// reaches the endpoint. Its device stays, for Remove.
@@ -112,10 +114,7 @@ type Dataplane interface {
 	// Remove removes the devices of these released endpoints, slow as that may be. Those
 	// that are gone are no error, nor is a namespace that is gone.
 	Remove(ctx context.Context, es []Endpoint) error
-	// Sync makes the kernel agree with the endpoints: repairs what is missing of them, sweeps
-	// what is of none. An endpoint that is all right is not disturbed.
-	Sync(ctx context.Context, es []Endpoint) (Difference, error)
-	// Teardown removes everything of this instance and restores the host. Setup may follow.
+	// Teardown removes everything of this instance and restores the host. Sync may follow.
 	Teardown(ctx context.Context) error
 	// Warnings say what of the host keeps the promises from being kept, and what to do.
 	Warnings() []string
