@@ -163,7 +163,7 @@ func Refs(files []File, namespace string) ([]Object, error) {
 // sorted returns the problems by line.
 func (d *decoder) sorted() Problems {
 	slices.SortStableFunc(d.problems, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Message, b.Message))
 	})
 	if d.truncated {
 		d.problems = append(d.problems, Problem{File: d.file, Message: "there are more problems, which are not shown"})
