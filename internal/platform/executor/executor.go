@@ -64,7 +64,8 @@ type Config struct {
 	// Rootfs is the root filesystem. With Pause it may be the zero value.
 	Rootfs Rootfs
 	// Stdin, Stdout and Stderr become the standard streams; nil is /dev/null. They are
-	// not used with Spec.Process.Terminal. They stay the caller's.
+	// not used with Spec.Process.Terminal. They stay the caller's, and are in blocking mode
+	// afterwards, as a program expects: whoever wants to poll a FIFO opens it once more.
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
 // start makes a container that is to be ended by the returned function.
@@ -449,6 +450,9 @@ func TestInitIsSealed(t *testing.T) {
 	if err == nil {
 		t.Error("the init binary can be written")
 	}
+	if shared.init.Fd() < 64 {
+		t.Errorf("descriptor %d is where the child's own go", shared.init.Fd())
+	}
 	st, err := shared.init.Stat()
 	if err != nil {
 		t.Fatal(err)
@@ -466,5 +470,40 @@ func TestGroup(t *testing.T) {
 	})
 	if !strings.Contains(out, "/orlop-exec-test-") {
 		t.Errorf("it is not in its group:\n%s", out)
+	}
+}
+
+// TestOneProcess: a limit of a single process is enough on v1, where init's threads are
+// made before they are limited; on v2 the error says what may be wrong.
+func TestOneProcess(t *testing.T) {
+	h, err := cgroup.Open(cgroup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/orlop-exec-test-one-%d", os.Getpid())
+	g, err := h.Create(path, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(1))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Remove(contextT(t)); err != nil {
+			t.Error(err)
+		}
+	}()
+	before := leftovers()
+	p, err := shared.Create(contextT(t), Config{ID: "one", Spec: spec("true"), Rootfs: layers(t, image(t)), Cgroup: g})
+	if err == nil {
+		if err = p.Start(contextT(t)); err == nil {
+			wait(t, p)
+		}
+	}
+	if err != nil {
+		if !strings.Contains(err.Error(), "too low") && !errors.Is(err, errs.ResourceExhausted) {
+			t.Errorf("got %v", err)
+		}
+		t.Logf("%s: %v", h.Layout().Mode, err)
+	}
+	if after := leftovers(); after != before {
+		t.Errorf("left behind:\nbefore %s\nafter  %s", before, after)
 	}
 }

@@ -12,6 +12,9 @@ import (
 // assembler: process 1 that reaps what is orphaned to it, and ends at SIGTERM or SIGINT,
 // whose default a process 1 would ignore.
 
+// pauseCode is in assembler, and referred to there.
+//
+//lint:ignore U1000 see pauseAddr
 func pauseCode()
 
 // pauseAddr is where pauseCode is; a func value would be of Go's wrapper around it.
