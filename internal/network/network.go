@@ -129,7 +129,7 @@ type Attachment struct {
 	Addresses []netip.Prefix
 	// Gateways are link-local, one per family.
 	Gateways []netip.Addr
-	// NodeAddresses are the host's own addresses as the pod sees the host, one per family.
+	// NodeAddresses are those by which the pod always reaches the host, one per family.
 	NodeAddresses []netip.Addr
 	MAC           string
 	MTU           int

@@ -118,7 +118,7 @@ type Dataplane interface {
 	Teardown(ctx context.Context) error
 	// Warnings say what of the host keeps the promises from being kept, and what to do.
 	Warnings() []string
-	// NodeAddresses are those by which endpoints see the host, one per family.
+	// NodeAddresses are those by which endpoints always reach the host, one per family.
 	NodeAddresses() []netip.Addr
 	// Gateways are the endpoints' next hops, one per family.
 	Gateways() []netip.Addr

@@ -188,8 +188,16 @@ func (p *Plane) ways(e dataplane.Endpoint, index int) []link.Request {
 	return rs
 }
 
+// way is the route to a pod. The host speaks to pods by an address of its own, of the
+// kernel's choice, so that what answers a datagram from an unbound socket has the address
+// that the pod asked; only where it has none is the node's address chosen here. (An IPv6
+// host falls back to it by itself.)
 func (p *Plane) way(a netip.Addr, index int) link.Route {
-	return link.Route{Dst: single(a), Index: index, Source: p.node(a), Protocol: routeProtocol}
+	r := link.Route{Dst: single(a), Index: index, Protocol: routeProtocol}
+	if a.Is4() && p.bare.Load() {
+		r.Source = p.node(a)
+	}
+	return r
 }
 
 // ready waits until the kernel has noticed that both ends are up: until then it drops what

@@ -9,8 +9,8 @@
 // the device is to be removed. Rules tell pods from the rest by it, and sweeping finds our
 // devices by it: it is set in the message that makes the device.
 //
-// The host itself has the first address of each block, on its loopback interface: pods see
-// the host by it, also where the host has no other. The rest of a block is unreachable, not
+// The host itself has the first address of each block, on its loopback interface: by it
+// pods reach the host, also where it has no other. The rest of a block is unreachable, not
 // sent to the default route.
 package routed
 
@@ -26,6 +26,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/store"
@@ -55,6 +56,8 @@ type Plane struct {
 	host   *link.Conn
 	former store.Bucket[setting]
 	used   store.Bucket[netip.Prefix] // blocks for which something was made on the host
+
+	bare atomic.Bool // the host has no IPv4 address of its own
 
 	table sync.Mutex // one change of the firewall table at a time
 	// ports of the endpoints, by ID: what the table's maps hold. Guarded by table.

@@ -43,6 +43,10 @@ func (p *Plane) Sync(ctx context.Context, es []dataplane.Endpoint) (dataplane.Di
 	if err := p.overlaps(s); err != nil {
 		return d, err
 	}
+	p.bare.Store(!slices.ContainsFunc(s.local, func(a netlink.Addr) bool {
+		ip := prefixOf(a.IPNet).Addr()
+		return ip.Is4() && !ip.IsLoopback() && a.Scope == unix.RT_SCOPE_UNIVERSE
+	}))
 	changed, err := p.prepare(s)
 	if err != nil {
 		return d, err
@@ -322,7 +326,7 @@ func (p *Plane) broken(s *seen, e dataplane.Endpoint) string {
 	for _, addr := range e.Addresses {
 		if !slices.ContainsFunc(s.routes, func(r netlink.Route) bool {
 			src, _ := netip.AddrFromSlice(r.Src)
-			return prefixOf(r.Dst) == single(addr) && r.LinkIndex == a.Index && src.Unmap() == p.node(addr)
+			return prefixOf(r.Dst) == single(addr) && r.LinkIndex == a.Index && src.Unmap() == p.way(addr, a.Index).Source
 		}) {
 			return "route to " + addr.String()
 		}

@@ -107,10 +107,11 @@ func Configure(index int, ipv4 map[int]uint32, ipv6 bool) Request {
 }
 
 // AddAddress gives the interface an address, or refreshes it. IPv6 addresses are not
-// probed for duplicates. With quiet an IPv6 address is never chosen as a source by itself.
+// probed for duplicates. A quiet address is not chosen as a source by itself: an IPv4 one
+// never (scope link), an IPv6 one only where there is no other (deprecated).
 func AddAddress(index int, p netip.Prefix, quiet bool) Request {
 	r := request(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, "add address %s", p)
-	address(r, index, p)
+	address(r, index, p, quiet)
 	if p.Addr().Is6() {
 		r.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_NODAD)))
 		if quiet {
@@ -125,14 +126,14 @@ func AddAddress(index int, p netip.Prefix, quiet bool) Request {
 // DeleteAddress takes the address away; one that is not there is no error.
 func DeleteAddress(index int, p netip.Prefix) Request {
 	r := request(unix.RTM_DELADDR, 0, "delete address %s", p).Ignoring(unix.EADDRNOTAVAIL, unix.ENODEV)
-	address(r, index, p)
+	address(r, index, p, false)
 	return r
 }
 
-func address(r Request, index int, p netip.Prefix) {
+func address(r Request, index int, p netip.Prefix, quiet bool) {
 	msg := nl.NewIfAddrmsg(family(p.Addr()))
 	msg.Index, msg.Prefixlen = uint32(index), uint8(p.Bits())
-	if p.Addr().IsLinkLocalUnicast() {
+	if p.Addr().IsLinkLocalUnicast() || quiet && p.Addr().Is4() {
 		msg.Scope = unix.RT_SCOPE_LINK
 	}
 	r.AddData(msg)
