@@ -33,6 +33,8 @@ type peer interface {
 type starter interface {
 	Name() string
 	Group() string
+	Start(ctx context.Context) error
+	Stop()
 	// Run starts /bin/true and returns how long it took until the program was
 	// executed, and until it had ended and everything was removed.
 	Run(ctx context.Context, id string) (started, whole time.Duration, err error)

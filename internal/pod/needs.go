@@ -42,8 +42,16 @@ type Network interface {
 	Detach(ctx context.Context, pod ID) error
 	Reconcile(ctx context.Context, live map[string]bool) error
 	// ResolvConf and Hosts return the content of the pod's files.
-	ResolvConf(policy string, d DNS) []byte
-	Hosts(hostname, subdomain string, addrs []netip.Addr, aliases []Alias) []byte
+	ResolvConf(policy string, d DNS) ([]byte, error)
+	Hosts(HostsFile) ([]byte, error)
+}
+
+// HostsFile is what a pod's hosts(5) file says.
+type HostsFile struct {
+	Hostname, Domain string
+	Addresses        []netip.Addr
+	Aliases          []Alias
+	Base             []byte // the host's own file, for a pod on the host's network
 }
 
 // Volumes provides claims. Publish and Unpublish are idempotent by claim and pod.

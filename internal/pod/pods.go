@@ -55,7 +55,7 @@ type Pods struct {
 	configs   store.Bucket[Config]   // durable, by kind/namespace/name
 	states    store.Bucket[state]    // volatile, by Key
 	events    *events
-	runtime   *runtime
+	runtime   *link
 	cgroups   *cgroup.Host
 
 	mu      sync.Mutex
@@ -101,7 +101,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	if p.cgroups, err = cgroup.Open(cgroup.Options{Driver: o.CgroupDriver}); err != nil {
 		return nil, err
 	}
-	p.runtime = &runtime{o: o.Keeper, log: o.Log, wake: p.wakeContainer, wakeAll: p.wakeAll}
+	p.runtime = &link{o: o.Keeper, log: o.Log, wake: p.wakeContainer, wakeAll: p.wakeAll}
 	return p, nil
 }
 

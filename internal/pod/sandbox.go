@@ -158,18 +158,23 @@ func (w *worker) writeFiles(spec *Spec) error {
 	w.mu.Lock()
 	ips := w.st.IPs
 	w.mu.Unlock()
-	files := map[string][]byte{
-		"hostname":    []byte(hostname(spec) + "\n"),
-		"resolv.conf": w.p.o.Network.ResolvConf(spec.DNSPolicy, spec.DNS),
-		"hosts":       w.p.o.Network.Hosts(hostname(spec), spec.Subdomain, ips, spec.HostAlias),
-	}
+	h := HostsFile{Hostname: hostname(spec), Domain: spec.Subdomain, Addresses: ips, Aliases: spec.HostAlias}
+	name := []byte(hostname(spec) + "\n")
 	if spec.HostNetwork {
-		for _, name := range []string{"hosts", "hostname"} {
-			if b, err := os.ReadFile("/etc/" + name); err == nil {
-				files[name] = b
-			}
+		h.Base, _ = os.ReadFile("/etc/hosts")
+		if own, err := os.Hostname(); err == nil {
+			name = []byte(own + "\n")
 		}
 	}
+	hosts, err := w.p.o.Network.Hosts(h)
+	if err != nil {
+		return err
+	}
+	resolv, err := w.p.o.Network.ResolvConf(spec.DNSPolicy, spec.DNS)
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"hostname": name, "resolv.conf": resolv, "hosts": hosts}
 	for name, b := range files {
 		// Written in place: containers have the file itself mounted.
 		if err := os.WriteFile(filepath.Join(etc, name), b, 0o644); err != nil {

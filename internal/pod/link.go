@@ -13,9 +13,9 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
-// runtime is the way to the keeper. It starts one where there is none, and after a
+// link is the way to the keeper. It starts one where there is none, and after a
 // loss another, which it gives what it held of the containers of the first.
-type runtime struct {
+type link struct {
 	o    keeper.SpawnOptions
 	log  *slog.Logger
 	held keeper.Holdings
@@ -28,13 +28,13 @@ type runtime struct {
 }
 
 // connect returns once there is a keeper.
-func (r *runtime) connect(ctx context.Context) error {
+func (r *link) connect(ctx context.Context) error {
 	_, err := r.get(ctx)
 	return err
 }
 
 // get returns the connection, making it where there is none.
-func (r *runtime) get(ctx context.Context) (*keeper.Client, error) {
+func (r *link) get(ctx context.Context) (*keeper.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.client != nil {
@@ -65,7 +65,7 @@ func (r *runtime) get(ctx context.Context) (*keeper.Client, error) {
 
 // keepConnected brings a lost keeper back at once, since containers are without a
 // log and without a parent until then.
-func (r *runtime) keepConnected(ctx context.Context) {
+func (r *link) keepConnected(ctx context.Context) {
 	for ctx.Err() == nil {
 		c, err := r.get(ctx)
 		if err != nil {
@@ -87,7 +87,7 @@ func (r *runtime) keepConnected(ctx context.Context) {
 	}
 }
 
-func (r *runtime) close() {
+func (r *link) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.client != nil {
@@ -99,7 +99,7 @@ func (r *runtime) close() {
 
 // do calls fn with a connection; where the keeper is lost meanwhile it tries again
 // with the next, so fn must be idempotent.
-func (r *runtime) do(ctx context.Context, fn func(*keeper.Client) error) error {
+func (r *link) do(ctx context.Context, fn func(*keeper.Client) error) error {
 	for try := 0; ; try++ {
 		c, err := r.get(ctx)
 		if err == nil {
@@ -111,22 +111,22 @@ func (r *runtime) do(ctx context.Context, fn func(*keeper.Client) error) error {
 	}
 }
 
-func (r *runtime) list(ctx context.Context) (l []keeper.Status, err error) {
+func (r *link) list(ctx context.Context) (l []keeper.Status, err error) {
 	err = r.do(ctx, func(c *keeper.Client) (err error) { l, err = c.List(ctx); return err })
 	return l, err
 }
 
-func (r *runtime) status(ctx context.Context, id string) (s keeper.Status, err error) {
+func (r *link) status(ctx context.Context, id string) (s keeper.Status, err error) {
 	err = r.do(ctx, func(c *keeper.Client) (err error) { s, err = c.Status(ctx, id); return err })
 	return s, err
 }
 
-func (r *runtime) run(ctx context.Context, spec keeper.Spec) (s keeper.Started, err error) {
+func (r *link) run(ctx context.Context, spec keeper.Spec) (s keeper.Started, err error) {
 	err = r.do(ctx, func(c *keeper.Client) (err error) { s, err = c.Run(ctx, spec); return err })
 	return s, err
 }
 
-func (r *runtime) signal(ctx context.Context, id string, sig unix.Signal, all bool) error {
+func (r *link) signal(ctx context.Context, id string, sig unix.Signal, all bool) error {
 	err := r.do(ctx, func(c *keeper.Client) error { return c.Signal(ctx, id, sig, all) })
 	if errors.Is(err, errs.NotFound) {
 		return nil
@@ -134,17 +134,17 @@ func (r *runtime) signal(ctx context.Context, id string, sig unix.Signal, all bo
 	return err
 }
 
-func (r *runtime) wait(ctx context.Context, id string) (x keeper.Exit, err error) {
+func (r *link) wait(ctx context.Context, id string) (x keeper.Exit, err error) {
 	err = r.do(ctx, func(c *keeper.Client) (err error) { x, err = c.Wait(ctx, id); return err })
 	return x, err
 }
 
-func (r *runtime) remove(ctx context.Context, id string) error {
+func (r *link) remove(ctx context.Context, id string) error {
 	return r.do(ctx, func(c *keeper.Client) error { return c.Delete(ctx, id) })
 }
 
 // destroy kills and removes a container in whatever state it is.
-func (r *runtime) destroy(ctx context.Context, id string) error {
+func (r *link) destroy(ctx context.Context, id string) error {
 	st, err := r.status(ctx, id)
 	if errors.Is(err, errs.NotFound) {
 		return nil
@@ -164,7 +164,7 @@ func (r *runtime) destroy(ctx context.Context, id string) error {
 }
 
 // shutdown ends the keeper, which must have no container left.
-func (r *runtime) shutdown(ctx context.Context) error {
+func (r *link) shutdown(ctx context.Context) error {
 	c, err := r.get(ctx)
 	if err != nil {
 		return err

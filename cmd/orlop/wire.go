@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/orlop-io/orlop/internal/base/config"
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/image"
+	"github.com/orlop-io/orlop/internal/network"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/pod"
+	"github.com/orlop-io/orlop/internal/volume"
+)
+
+// What the domains need of each other, in each other's terms.
+
+// podOptions gives the pods their providers.
+func (h *host) podOptions() pod.Options {
+	c := h.config
+	driver := cgroup.Driver(c.Cgroup.Driver)
+	if driver == "auto" {
+		driver = ""
+	}
+	return pod.Options{
+		Root: c.Root, Run: c.Run, Durable: h.durable, Volatile: h.volatile,
+		Images: podImages{h.images}, Network: podNetwork{h.network, h.log}, Volumes: podVolumes{h.volumes},
+		Keeper:       keeperOptions(c),
+		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
+		SeccompDir: c.Pod.SeccompDir, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
+		Log: h.log.With("domain", "pod"),
+	}
+}
+
+// keeperOptions finds the executables beside this one unless they are configured.
+func keeperOptions(c config.Config) keeper.SpawnOptions {
+	o := keeper.SpawnOptions{Binary: c.Keeper.Binary, Init: c.Keeper.Init, Dir: filepath.Join(c.Run, "keeper"), LogFile: filepath.Join(c.Root, "keeper.log")}
+	if c.Cgroup.Driver != "auto" {
+		o.Driver = c.Cgroup.Driver
+	}
+	self, err := os.Executable()
+	if err != nil {
+		self = "/usr/bin/orlop"
+	}
+	if o.Binary == "" {
+		o.Binary = filepath.Join(filepath.Dir(self), "orlop-keeper")
+	}
+	if o.Init == "" {
+		o.Init = filepath.Join(filepath.Dir(o.Binary), "orlop-init")
+	}
+	return o
+}
+
+type podImages struct{ *image.Store }
+
+func (i podImages) Find(ctx context.Context, ref string) (pod.Image, error) {
+	img, err := i.Resolve(ctx, ref)
+	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
+}
+
+func (i podImages) Pull(ctx context.Context, ref string, credentials map[string]pod.Credential) (pod.Image, error) {
+	o := image.PullOptions{}
+	if name, err := image.ParseName(ref); err == nil {
+		if c, ok := credentials[name.Host]; ok {
+			o.Auth = &image.Auth{Username: c.Username, Password: c.Password}
+		}
+	}
+	img, err := i.Store.Pull(ctx, ref, o)
+	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
+}
+
+func (i podImages) Layers(ctx context.Context, id string) ([]string, func(), error) {
+	d, err := digest.Parse(id)
+	if err != nil {
+		return nil, nil, errs.New(errs.Internal, "image id %q: %w", id, err)
+	}
+	release, err := i.Hold(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	dirs, err := i.LayerDirs(ctx, d)
+	if err != nil {
+		release()
+		return nil, nil, err
+	}
+	return dirs, release, nil
+}
+
+type podNetwork struct {
+	*network.Network
+	log *slog.Logger
+}
+
+func (n podNetwork) Attach(ctx context.Context, id pod.ID, netns string, ports []pod.PortMapping) ([]netip.Addr, error) {
+	r := network.Request{PodID: string(id), Netns: netns}
+	for _, p := range ports {
+		r.Ports = append(r.Ports, network.PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, PodPort: p.Port, Protocol: network.Protocol(p.Protocol)})
+	}
+	a, err := n.Network.Attach(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	var ips []netip.Addr
+	for _, p := range a.Addresses {
+		ips = append(ips, p.Addr())
+	}
+	return ips, nil
+}
+
+func (n podNetwork) Detach(ctx context.Context, id pod.ID) error {
+	return n.Network.Detach(ctx, string(id))
+}
+
+func (n podNetwork) ResolvConf(policy string, d pod.DNS) ([]byte, error) {
+	host, err := network.HostResolvConf()
+	if err != nil {
+		return nil, err
+	}
+	conf, warnings, err := network.ResolvConf(network.DNS{Policy: policy, Servers: d.Servers, Searches: d.Searches, Options: d.Options}, host)
+	for _, w := range warnings {
+		n.log.Warn("resolver configuration", "what", w)
+	}
+	return conf, err
+}
+
+func (n podNetwork) Hosts(f pod.HostsFile) ([]byte, error) {
+	h := network.HostsFile{Hostname: f.Hostname, Domain: f.Domain, Addresses: f.Addresses, Base: f.Base}
+	for _, a := range f.Aliases {
+		h.Aliases = append(h.Aliases, network.HostAlias{IP: a.IP, Names: a.Names})
+	}
+	return network.Hosts(h)
+}
+
+type podVolumes struct{ *volume.Volumes }
+
+func (v podVolumes) Publish(ctx context.Context, namespace, claim string, id pod.ID, readOnly bool) (string, bool, error) {
+	path, err := v.Volumes.Publish(ctx, namespace, claim, string(id), readOnly)
+	if err != nil {
+		return "", false, err
+	}
+	c, err := v.Claim(ctx, namespace, claim)
+	return path, c.Mode == volume.Block, err
+}
+
+func (v podVolumes) UnpublishAll(ctx context.Context, id pod.ID) error {
+	return v.Volumes.UnpublishAll(ctx, string(id))
+}
