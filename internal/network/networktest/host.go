@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 	"syscall"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
+
+var counters = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 
 const inside = "ORLOP_NETWORKTEST_INSIDE"
 
@@ -81,7 +84,7 @@ func State() string {
 		if err != nil {
 			lines = append(lines, strings.Join(args, " ")+": "+err.Error())
 		}
-		lines = append(lines, string(out))
+		lines = append(lines, counters.ReplaceAllString(string(out), "counter"))
 	}
 	for _, pattern := range []string{"ipv4/ip_forward", "ipv4/conf/*/forwarding", "ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter",
 		"ipv6/conf/*/forwarding", "ipv6/conf/*/force_forwarding", "ipv6/conf/*/accept_ra"} {

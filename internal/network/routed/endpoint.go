@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,14 +76,14 @@ func (p *Plane) connect(e dataplane.Endpoint, pod *link.Conn, ns int) error {
 		}
 	}
 	afterHostUp.Hit()
-	if err := pod.Do(p.inside(e, inside.Index)...); err != nil {
+	if err := pod.Do(p.inside(e, &inside)...); err != nil {
 		return fmt.Errorf("interface %s of %s: %w", e.Interface, e.ID, err)
 	}
 	afterPod.Hit()
 	if err := p.host.Do(append(p.ways(e, host.Index), link.Find(e.HostInterface, &host))...); err != nil {
 		return fmt.Errorf("routes of %s: %w", e.ID, err)
 	}
-	if err := p.ready(e.HostInterface, &host); err != nil {
+	if err := p.ready(e, pod, &host); err != nil {
 		return err
 	}
 	afterRoutes.Hit()
@@ -143,12 +144,16 @@ func has(as []netip.Addr) (v4, v6 bool) {
 }
 
 // inside are the requests that configure the pod's end.
-func (p *Plane) inside(e dataplane.Endpoint, index int) []link.Request {
+func (p *Plane) inside(e dataplane.Endpoint, end *link.Info) []link.Request {
 	_, v6 := has(e.Addresses)
+	index := end.Index
 	rs := []link.Request{
 		link.Up(1), // lo is always 1
 		link.Configure(index, nil, v6),
 		link.Up(index),
+	}
+	if !slices.Equal(end.MAC, e.MAC) {
+		rs = append(rs, link.SetMAC(index, e.MAC)) // which forgets neighbours, so it is before them
 	}
 	if v6 {
 		rs = append(rs, link.AddAddress(index, linkLocal(e.MAC), false))
@@ -200,15 +205,31 @@ func (p *Plane) way(a netip.Addr, index int) link.Route {
 	return r
 }
 
-// ready waits until the kernel has noticed that both ends are up: until then it drops what
-// the host's end is to send. Since 6.8 asking is enough.
-func (p *Plane) ready(name string, host *link.Info) error {
-	for deadline := time.Now().Add(2 * time.Second); !host.Ready(); {
-		if time.Now().After(deadline) {
-			return errs.New(errs.Unavailable, "interface %s does not come up", name)
+// ready waits until packets pass in both directions. The kernel notices behind our back that
+// both ends are up, and until then drops what the host's end is to send (since 6.8 asking is
+// enough); and it takes IPv6 addresses into use behind our back.
+func (p *Plane) ready(e dataplane.Endpoint, pod *link.Conn, host *link.Info) error {
+	var local []bool
+	ask := func() error {
+		local = make([]bool, len(e.Addresses))
+		var rs []link.Request
+		for i, a := range e.Addresses {
+			rs = append(rs, link.IsLocal(a, &local[i]))
 		}
-		time.Sleep(200 * time.Microsecond)
-		if err := p.host.Do(link.Find(name, host)); err != nil {
+		return pod.Do(rs...)
+	}
+	if err := ask(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(5 * time.Second); !host.Ready() || slices.Contains(local, false); {
+		if time.Now().After(deadline) {
+			return errs.New(errs.Unavailable, "interface %s of %s does not come up", e.HostInterface, e.ID)
+		}
+		time.Sleep(100 * time.Microsecond)
+		if err := p.host.Do(link.Find(e.HostInterface, host)); err != nil {
+			return err
+		}
+		if err := ask(); err != nil {
 			return err
 		}
 	}

@@ -150,7 +150,7 @@ func (p *Plane) uplinks(v6 bool) ([]string, error) {
 	var names []string
 	for _, l := range links {
 		a := l.Attrs()
-		if used[a.Index] && a.Flags&unix.IFF_LOOPBACK == 0 && a.Group&magicMask != groupMagic {
+		if used[a.Index] && a.RawFlags&unix.IFF_LOOPBACK == 0 && a.Group&magicMask != groupMagic {
 			names = append(names, a.Name)
 		}
 	}

@@ -89,10 +89,12 @@ func familyIs(v6 bool) []expr.Any {
 	return nft.IPv4()
 }
 
-// loopback of both families.
+// Addresses in rules.
 var (
 	loopback4 = []byte{127, 0, 0, 0}
 	loopback6 = netip.IPv6Loopback().AsSlice()
+
+	linkLocal6 = gateway6.AsSlice()
 )
 
 // sources drops what pods must not send, before anything else sees it.
@@ -101,6 +103,8 @@ func (p *Plane) sources() nft.Chain {
 	return nft.Chain{
 		Name: "sources", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: -300,
 		Rules: []nft.Rule{
+			// Solicitations and reports that nobody here listens to; they would spoil the next count.
+			{Comment: "a pod's talk on its link", Exprs: nft.Rules(pods, nft.IPv6(), nft.Source(linkLocal6, 10), nft.DropQuietly())},
 			{Comment: "a pod that uses an address of another", Exprs: nft.Rules(pods, nft.Spoofed(), nft.Drop())},
 			// route_localnet is on at pods' interfaces, and this is why that is safe.
 			{Comment: "a pod that sends to the host's loopback", Exprs: nft.Rules(pods, nft.IPv4(), nft.Destination(loopback4, 8), nft.Drop())},

@@ -320,7 +320,7 @@ func (p *Plane) broken(s *seen, e dataplane.Endpoint) string {
 		return "interface"
 	}
 	a := l.Attrs()
-	if a.Group != p.group || a.Flags&unix.IFF_UP == 0 {
+	if a.Group != p.group || a.RawFlags&unix.IFF_UP == 0 {
 		return "interface is down"
 	}
 	for _, addr := range e.Addresses {
@@ -363,8 +363,11 @@ func brokenInside(e dataplane.Endpoint, host int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if l.Attrs().ParentIndex != host || l.Attrs().Flags&unix.IFF_UP == 0 {
+	if l.Attrs().ParentIndex != host || l.Attrs().RawFlags&unix.IFF_UP == 0 {
 		return "interface in the pod is another or down", nil
+	}
+	if !slices.Equal(l.Attrs().HardwareAddr, e.MAC) {
+		return "hardware address in the pod", nil
 	}
 	for _, want := range e.Addresses {
 		fam := netlink.FAMILY_V4

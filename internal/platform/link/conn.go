@@ -74,7 +74,7 @@ type Request struct {
 	*nl.NetlinkRequest
 	what   string
 	ignore []syscall.Errno
-	info   *Info
+	answer func(data []byte) // is given every message of the answer
 }
 
 // Ignoring makes these errors of the request a success.
@@ -123,8 +123,8 @@ func (c *Conn) Do(rs ...Request) error {
 			}
 			r := rs[i]
 			if m.Header.Type != unix.NLMSG_ERROR {
-				if r.info != nil {
-					r.info.parse(m.Data)
+				if r.answer != nil {
+					r.answer(m.Data)
 				}
 				continue
 			}

@@ -59,7 +59,7 @@ func Find(name string, info *Info) Request {
 	r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	r.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	r.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(1<<3))) // RTEXT_FILTER_SKIP_STATS
-	r.info = info
+	r.answer = info.parse
 	return r
 }
 
@@ -120,6 +120,32 @@ func AddAddress(index int, p netip.Prefix, quiet bool) Request {
 			r.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, info))
 		}
 	}
+	return r
+}
+
+// IsLocal sets local to whether packets to the address are delivered here. The kernel takes
+// an IPv6 address into use behind the back of who added it, also one that is not probed.
+func IsLocal(a netip.Addr, local *bool) Request {
+	r := request(unix.RTM_GETROUTE, 0, "look up route to %s", a).Ignoring(unix.ENETUNREACH, unix.EHOSTUNREACH)
+	msg := nl.NewRtMsg()
+	msg.Family, msg.Dst_len = uint8(family(a)), uint8(a.BitLen())
+	msg.Table, msg.Protocol, msg.Scope, msg.Type = 0, 0, 0, 0
+	r.AddData(msg)
+	r.AddData(nl.NewRtAttr(unix.RTA_DST, a.AsSlice()))
+	*local = false
+	r.answer = func(data []byte) {
+		*local = len(data) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(data).Type == unix.RTN_LOCAL
+	}
+	return r
+}
+
+// SetMAC gives the interface a hardware address.
+func SetMAC(index int, mac net.HardwareAddr) Request {
+	r := request(unix.RTM_SETLINK, 0, "set hardware address of interface %d", index)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	r.AddData(msg)
+	r.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
 	return r
 }
 
