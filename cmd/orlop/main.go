@@ -1,0 +1,35 @@
+// Command orlop is the daemon and the command line of Orlop.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends us at once.
+	context.AfterFunc(ctx, stop)
+	a := &app{}
+	err := a.rootCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	text, code := explain(err, a.socket)
+	if ctx.Err() != nil && code == 1 {
+		return 130
+	}
+	if text != "" {
+		fmt.Fprintln(os.Stderr, text)
+	}
+	return code
+}
