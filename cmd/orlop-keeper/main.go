@@ -25,7 +25,12 @@ func main() {
 	flag.StringVar(&o.Init, "init", "/usr/libexec/orlop/orlop-init", "the orlop-init binary")
 	driver := flag.String("cgroup-driver", "", "cgroupfs or systemd; empty finds out")
 	faults := flag.Bool("faults", false, "list the fault points of this build and end")
+	about := flag.Bool("about", false, "print version, protocol and state's format and end")
 	flag.Parse()
+	if *about {
+		fmt.Println(server.About(version))
+		return
+	}
 	if *faults {
 		for _, name := range fault.List() {
 			fmt.Println(name)
@@ -37,12 +42,22 @@ func main() {
 	// A keeper idles: memory that a burst took goes back soon.
 	debug.SetGCPercent(40)
 	debug.SetMemoryLimit(32 << 20)
-	// Terminal signals are for the programs in the containers, never for us; SIGTERM
-	// would orphan them, so only Shutdown ends a keeper in order.
-	// They are caught, not ignored: what is ignored stays so in every container.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	// Signals are caught, not ignored: what is ignored stays so in every container.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	s, err := server.Open(o)
 	if err == nil {
+		go func() {
+			for sig := range signals {
+				if sig != syscall.SIGTERM {
+					continue
+				}
+				// One that has containers stays: they would lose their parent.
+				if err := s.Shutdown(); err != nil {
+					o.Log.Warn("the keeper stays", "signal", sig, "error", err)
+				}
+			}
+		}()
 		err = s.Serve()
 	}
 	if err != nil {

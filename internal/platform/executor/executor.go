@@ -126,7 +126,7 @@ func (p *Process) Console() *os.File { return p.console }
 func (p *Process) Warnings() []string { return p.warnings }
 
 // Close closes the pidfd and, if the process has not been started, the gate: init then
-// ends with status 1. It neither kills nor reaps.
+// ends with status plan.GateLost. It neither kills nor reaps.
 func (p *Process) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -7,11 +7,13 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
 )
 
@@ -257,12 +259,15 @@ func (c *Client) Create(ctx context.Context, s Spec) error {
 	return c.call(ctx, "create", s, nil, nil)
 }
 
-// Start opens the gate. Starting one that runs is no error.
+// Start opens the gate. Starting one that runs is no error; one that has ended is
+// errs.FailedPrecondition.
 func (c *Client) Start(ctx context.Context, id string) (s Started, err error) {
 	return s, c.call(ctx, "start", IDRequest{id}, nil, &s)
 }
 
 // Run is Create and Start in one trip. If it fails, nothing of the container is left.
+// Running one that exists is no error, even if it has ended already: a client that did
+// not hear the answer asks again.
 func (c *Client) Run(ctx context.Context, spec Spec) (s Started, err error) {
 	return s, c.call(ctx, "run", spec, nil, &s)
 }
@@ -356,11 +361,12 @@ type Exec struct {
 	PID     int
 	Console *os.File // the terminal's master, the caller's to close; nil without one
 
-	c  *Client
-	id uint64
+	c     *Client
+	id    uint64
+	pidfd *os.File
 }
 
-// Exec runs a process in the container.
+// Exec runs a process in the container. It outlives this client, and the keeper.
 func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error) {
 	r := ExecRequest{ID: id, Process: s.Process}
 	var files []*os.File
@@ -382,21 +388,62 @@ func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error)
 		a.CloseFiles()
 		return nil, err
 	}
-	e := &Exec{PID: reply.PID, c: c, id: reply.Exec}
-	if len(a.Files) > 0 {
-		e.Console = a.Files[0]
+	if len(a.Files) == 0 {
+		return nil, errs.New(errs.Internal, "the keeper sent no descriptor of the process that it started")
+	}
+	e := &Exec{PID: reply.PID, c: c, id: reply.Exec, pidfd: a.Files[0]}
+	if len(a.Files) > 1 {
+		e.Console = a.Files[1]
 	}
 	return e, nil
 }
 
-// Wait returns how the process ended, waiting for it. It may be called once.
+// Wait returns how the process ended, waiting for it. It may be called once. Where the
+// keeper is lost meanwhile the kernel is asked (PIDFD_INFO_EXIT, Linux 6.15; Exit.Known
+// is false before).
 func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
-	return x, e.c.call(ctx, "exec-wait", ExecSignal{Exec: e.id}, nil, &x)
+	err = e.c.call(ctx, "exec-wait", ExecRef{e.id}, nil, &x)
+	if errors.Is(err, errs.Unavailable) {
+		x, err = e.waitAlone(ctx)
+	}
+	if err == nil || ctx.Err() == nil {
+		e.pidfd.Close()
+	}
+	return x, err
 }
 
-// Signal sends the process a signal.
-func (e *Exec) Signal(ctx context.Context, sig unix.Signal) error {
-	return e.c.call(ctx, "exec-signal", ExecSignal{e.id, int(sig)}, nil, nil)
+// pollPause bounds how long a canceled wait goes on, in milliseconds.
+const pollPause = 200
+
+func (e *Exec) waitAlone(ctx context.Context) (Exit, error) {
+	for ctx.Err() == nil {
+		if end, ok := pidfd.Kept(e.pidfd); ok {
+			return Exit{Code: end.Code, Signal: end.Signal, Known: true, At: time.Now()}, nil
+		}
+		p := []unix.PollFd{{Fd: int32(e.pidfd.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, pollPause); err != nil && err != unix.EINTR {
+			return Exit{}, err
+		} else if n == 0 {
+			continue
+		}
+		// It has ended; whoever became its parent reaps it in a moment.
+		p[0].Events = 0
+		if n, err := unix.Poll(p, 10*pollPause); n == 0 && err == nil {
+			return Exit{Code: 255, At: time.Now()}, nil
+		}
+		if _, ok := pidfd.Kept(e.pidfd); !ok {
+			return Exit{Code: 255, At: time.Now()}, nil
+		}
+	}
+	return Exit{}, ctx.Err()
+}
+
+// Signal sends the process a signal. One that has ended is no error.
+func (e *Exec) Signal(_ context.Context, sig unix.Signal) error {
+	if err := pidfd.Signal(e.pidfd, sig); err != nil && !errors.Is(err, unix.EBADF) {
+		return fmt.Errorf("signal process %d: %w", e.PID, err)
+	}
+	return nil
 }
 
 // Resize sets the size of the process's terminal.
@@ -411,9 +458,10 @@ func (e *Exec) Resize(cols, rows uint16) error {
 // terminal's output goes to Stdout.
 type AttachSpec struct{ Stdout, Stderr *os.File }
 
-// Attach copies the container's output, beside its log, until it ends or a write
-// end is closed. An attached client that does not read is dropped, so that the
-// container never waits for it. The files stay the caller's.
+// Attach copies the container's output, beside its log, from now on until the container
+// ends, when the keeper closes its write ends, or the reading end is closed. A client that
+// is a megabyte behind is dropped, so that the container never waits for it. The files
+// stay the caller's to close; they become non-blocking.
 func (c *Client) Attach(ctx context.Context, id string, s AttachSpec) error {
 	r := AttachRequest{ID: id}
 	var files []*os.File
@@ -440,8 +488,9 @@ func (c *Client) StdinWriter(ctx context.Context, id string) (*os.File, error) {
 	return a.Files[0], nil
 }
 
-// CloseStdin ends the container's standard input: it reads the end of the file
-// once the last writer has closed.
+// CloseStdin ends the standard input of a container with StdinOnce: it reads the end of
+// the file once the last writer has closed. That of others lasts as long as they run:
+// errs.FailedPrecondition. Without one, or with one that has ended, it does nothing.
 func (c *Client) CloseStdin(ctx context.Context, id string) error {
 	return c.call(ctx, "close-stdin", IDRequest{id}, nil, nil)
 }

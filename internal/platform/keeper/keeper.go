@@ -112,16 +112,14 @@ type (
 		Process *specs.Process
 		Streams string
 	}
-	// ExecReply names the process; with a terminal the frame brings its master.
+	// ExecReply names the process; the frame brings its pidfd and, with a terminal, the
+	// terminal's master.
 	ExecReply struct {
 		Exec uint64
 		PID  int
 	}
-	// ExecSignal is for a process that Exec started.
-	ExecSignal struct {
-		Exec   uint64
-		Signal int
-	}
+	// ExecRef names a process that Exec started on the same connection.
+	ExecRef struct{ Exec uint64 }
 	// AttachRequest brings write ends for the streams that Streams names (o, e).
 	AttachRequest struct {
 		ID      string
@@ -138,7 +136,7 @@ type (
 		Resources *specs.LinuxResources
 	}
 	// Held says which descriptors of a container come with the frame: p (pidfd),
-	// o, e (FIFOs), t (terminal's master).
+	// i, o, e (FIFOs), t (terminal's master). None: what was held may be closed.
 	Held struct {
 		ID   string
 		What string

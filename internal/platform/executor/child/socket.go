@@ -71,7 +71,7 @@ func (s *state) gate() *fail {
 	send([]byte{plan.MsgReady})
 	var b [1]byte
 	if n, err := recv(b[:]); err != nil || n != 1 || b[0] != plan.MsgGo {
-		exit(1) // the parent let go of us
+		exit(plan.GateLost) // the parent let go of us
 	}
 	return nil
 }

@@ -1,5 +1,9 @@
 package plan
 
+// GateLost is the status with which init ends when its parent goes away before it has
+// opened the gate: the program was not executed.
+const GateLost = 97
+
 // The socket between the halves keeps the boundaries of messages (SOCK_SEQPACKET).
 //
 // The parent sends the length of the plan (8 bytes, little endian), then the plan in

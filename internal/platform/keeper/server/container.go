@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,46 +9,54 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 )
 
-// record is what a restarted keeper needs to know: <dir>/state.json.
-type record struct {
-	Status    keeper.Status
-	PIDStart  uint64 // field 22 of /proc/PID/stat: tells a process from a later one of the same number
-	Log       keeper.LogConfig
-	Terminal  bool
-	Stdin     bool
-	StdinOnce bool
-	Deleting  bool `json:",omitempty"`
-}
+var (
+	faultStdinClosed = fault.New("keeper.stdin.recorded")
+	faultFrozen      = fault.New("keeper.pause.frozen")
+	faultThawed      = fault.New("keeper.resume.thawed")
+)
 
-// container is one container.
+// container is one container. Locks are taken in the order of Server.locks, mu, out.mu;
+// held is taken before mu.
 type container struct {
 	s   *Server
+	id  string
 	dir string
 	out output
 
 	exited chan struct{} // closed once status has its Exit
 
-	mu      sync.Mutex
-	rec     record
-	group   *cgroup.Group
-	gate    *executor.Process // until it is started
-	pidfd   *os.File
-	child   bool     // ours to reap
-	stdin   *os.File // our end of the FIFO
-	unknown bool     // ended while no keeper lived; the exit code may yet be brought
+	recovered bool // an earlier keeper made it
+
+	held sync.Mutex // keeps what is sent to those who hold in the order of what happened
+
+	mu       sync.Mutex
+	rec      record
+	group    *cgroup.Group     // nil: its control group was gone when a keeper started
+	gate     *executor.Process // until it is started
+	starting bool              // Start has it
+	pidfd    *os.File
+	child    bool     // ours to reap
+	seen     bool     // its end was noticed while starting
+	stdin    *os.File // our end of the FIFO
+	unknown  bool     // ended while no keeper lived; the exit code may yet be brought
+	oomBase  uint64   // OOM kills that were counted when we killed it ourselves
 }
 
 func (s *Server) dir(id string) string { return filepath.Join(s.o.Dir, "containers", id) }
 
-func (c *container) id() string { return c.rec.Status.ID }
+func (s *Server) newContainer(id string) *container {
+	c := &container{s: s, id: id, dir: s.dir(id), exited: make(chan struct{})}
+	c.out.poll = s.poll
+	return c
+}
 
 func (c *container) status() keeper.Status {
 	c.mu.Lock()
@@ -57,28 +64,22 @@ func (c *container) status() keeper.Status {
 	return c.rec.Status
 }
 
-// save writes the record. It is called with mu held, or before c is known to others.
-func (c *container) save() error {
-	raw, err := json.Marshal(c.rec)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(c.dir, "state.json"), raw, 0o600, false)
-}
-
 func (c *container) warn(msg string, args ...any) {
-	c.s.log.Warn(msg, append(args, "container", c.id())...)
+	c.s.log.Warn(msg, append(args, "container", c.id)...)
 }
 
-// makeFIFOs makes the FIFOs that are missing and opens our ends, for reading and
-// writing: a FIFO that always has a reader never breaks its writer, and one that
-// always has a writer never ends.
+// openStreams opens journal and log, makes the FIFOs that are missing and opens our
+// ends, for reading and writing: a FIFO that always has a reader never breaks its writer,
+// and one that always has a writer never ends.
 func (c *container) openStreams() (err error) {
-	if c.out.log, err = openLog(c.rec.Log, c.dir, c.warn); err != nil {
+	conf := c.rec.Log
+	if c.rec.Pause {
+		conf.Path = ""
+	}
+	if c.out.log, err = openLog(conf, c.dir, c.warn); err != nil {
 		return err
 	}
-	c.out.poll = c.s.poll
-	if c.rec.Terminal {
+	if c.rec.Pause {
 		return nil
 	}
 	open := func(name string) (*os.File, error) {
@@ -88,7 +89,7 @@ func (c *container) openStreams() (err error) {
 		}
 		return openFIFO(path, unix.O_RDWR)
 	}
-	if c.out.fifos[0], err = open("stdout"); err != nil {
+	if c.out.fifos[0], err = open("stdout"); err != nil || c.rec.Terminal {
 		return err
 	}
 	if c.out.fifos[1], err = open("stderr"); err != nil {
@@ -102,7 +103,7 @@ func (c *container) openStreams() (err error) {
 
 // openFIFO opens without waiting for the other end, as a file that Go leaves alone.
 func openFIFO(path string, mode int) (*os.File, error) {
-	fd, err := unix.Open(path, mode|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(path, mode|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -114,19 +115,23 @@ func openFIFO(path string, mode int) (*os.File, error) {
 }
 
 // theirEnds opens the container's ends of its streams. Output is opened for reading
-// too, so that a keeper that dies does not break it.
+// too, so that a keeper that dies does not break it; input for writing too, so that it
+// does not end then, unless it is to end once.
 func (c *container) theirEnds() (stdio [3]*os.File, err error) {
-	if c.rec.Terminal {
+	if c.rec.Terminal || c.rec.Pause {
 		return stdio, nil
 	}
-	for i, s := range []struct {
-		name string
-		mode int
-	}{{"stdin", unix.O_RDONLY}, {"stdout", unix.O_RDWR}, {"stderr", unix.O_RDWR}} {
-		if i == 0 && !c.rec.Stdin {
-			continue
+	for i, name := range [3]string{"stdin", "stdout", "stderr"} {
+		mode := unix.O_RDWR
+		if i == 0 {
+			if !c.rec.Stdin {
+				continue
+			}
+			if c.rec.StdinOnce {
+				mode = unix.O_RDONLY
+			}
 		}
-		if stdio[i], err = openFIFO(filepath.Join(c.dir, s.name), s.mode); err != nil {
+		if stdio[i], err = openFIFO(filepath.Join(c.dir, name), mode); err != nil {
 			closeAll(stdio[:])
 			return stdio, err
 		}
@@ -142,30 +147,12 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// closeStdin closes our end, and has those who hold the FIFO for us close theirs.
-func (s *Server) closeStdin(c *container) error {
-	c.mu.Lock()
-	if c.stdin != nil {
-		c.stdin.Close()
-		c.stdin = nil
-	}
-	c.rec.Stdin = false // a restart must not open it again
-	err := c.save()
-	c.mu.Unlock()
-	s.hold(c)
-	return err
-}
-
 // close lets go of every descriptor.
 func (c *container) close() {
 	c.out.abandon()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pidfd != nil {
-		c.s.poll.forget(int(c.pidfd.Fd()))
-		c.pidfd.Close()
-		c.pidfd = nil
-	}
+	c.closePIDFD()
 	if c.gate != nil {
 		c.gate.Close()
 		c.gate = nil
@@ -176,22 +163,48 @@ func (c *container) close() {
 	}
 }
 
-func (s *Server) signal(_ context.Context, r keeper.SignalRequest) (any, error) {
+// closePIDFD is called with mu held.
+func (c *container) closePIDFD() {
+	if c.pidfd != nil {
+		c.s.poll.forget(int(c.pidfd.Fd()))
+		c.pidfd.Close()
+		c.pidfd = nil
+	}
+}
+
+func (s *Server) signal(ctx context.Context, r keeper.SignalRequest) (any, error) {
 	c, err := s.find(r.ID)
 	if err != nil {
 		return nil, err
 	}
+	if r.Signal < 0 || r.Signal > 64 {
+		return nil, errs.New(errs.Invalid, "signal container %s: %d is no signal", r.ID, r.Signal)
+	}
+	sig := unix.Signal(r.Signal)
 	c.mu.Lock()
-	pidfd, group, state := c.pidfd, c.group, c.rec.Status.State
+	group, state := c.group, c.rec.Status.State
+	if sig == unix.SIGKILL && group != nil {
+		// From here on an end by SIGKILL is ours, unless the count goes on.
+		c.oomBase, _ = group.OOMKills()
+	}
+	if state != keeper.Stopped && c.pidfd != nil && (!r.All || group == nil) {
+		err = pidfd.Signal(c.pidfd, sig) // with mu held: the descriptor is open
+	}
 	c.mu.Unlock()
-	if state == keeper.Stopped || pidfd == nil {
+	if err != nil {
+		return nil, fmt.Errorf("signal container %s: %w", r.ID, err)
+	}
+	if state == keeper.Stopped {
 		return nil, nil
 	}
-	if r.All {
-		return nil, group.Kill(unix.Signal(r.Signal))
+	if r.All && group != nil {
+		if err := group.Kill(sig); err != nil {
+			return nil, err
+		}
 	}
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.Signal(r.Signal), nil, 0); err != nil && err != unix.ESRCH {
-		return nil, fmt.Errorf("signal container %s: %w", r.ID, err)
+	if state == keeper.Paused && sig == unix.SIGKILL {
+		// The v1 freezer holds back even SIGKILL.
+		return nil, s.freeze(ctx, r.ID, false)
 	}
 	return nil, nil
 }
@@ -204,7 +217,20 @@ func (s *Server) update(_ context.Context, r keeper.UpdateRequest) (any, error) 
 	if r.Resources == nil {
 		return nil, errs.New(errs.Invalid, "update container %s: no resources are given", r.ID)
 	}
-	return nil, c.group.Update(r.Resources)
+	g, err := c.controlGroup()
+	if err != nil {
+		return nil, err
+	}
+	return nil, g.Update(r.Resources)
+}
+
+func (c *container) controlGroup() (*cgroup.Group, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.group == nil {
+		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group any more; somebody has removed it", c.id)
+	}
+	return c.group, nil
 }
 
 func (s *Server) freeze(ctx context.Context, id string, on bool) error {
@@ -217,19 +243,29 @@ func (s *Server) freeze(ctx context.Context, id string, on bool) error {
 	if err != nil {
 		return err
 	}
-	from, to, do := keeper.Running, keeper.Paused, c.group.Freeze
-	if !on {
-		from, to, do = to, from, c.group.Thaw
+	g, err := c.controlGroup()
+	if err != nil {
+		return err
 	}
-	switch c.status().State {
+	from, to, do := keeper.Running, keeper.Paused, g.Freeze
+	if !on {
+		from, to, do = to, from, g.Thaw
+	}
+	switch state := c.status().State; state {
 	case to:
 		return nil
 	case from:
 	default:
-		return errs.New(errs.FailedPrecondition, "container %s is %s, not %s", id, c.status().State, from)
+		return errs.New(errs.FailedPrecondition, "container %s is %s, not %s", id, state, from)
 	}
 	if err := do(ctx); err != nil {
 		return err
+	}
+	// A keeper that dies here finds out what is true by asking the kernel.
+	if on {
+		faultFrozen.Hit()
+	} else {
+		faultThawed.Hit()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -239,7 +275,7 @@ func (s *Server) freeze(ctx context.Context, id string, on bool) error {
 	return c.save()
 }
 
-func (s *Server) opWait(ctx context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
+func (s *Server) opWait(ctx context.Context, _ *client, f *frame) (any, []*os.File, error) {
 	var r keeper.IDRequest
 	if err := f.Decode(&r); err != nil {
 		return nil, nil, err
@@ -256,74 +292,79 @@ func (s *Server) opWait(ctx context.Context, _ *client, f *wire.Frame) (any, []*
 	}
 }
 
-func (s *Server) opAttach(_ context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
+func (s *Server) reopenLog(_ context.Context, r keeper.IDRequest) (any, error) {
+	c, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if c.out.ended || c.out.log == nil {
+		return nil, errs.New(errs.FailedPrecondition, "container %s has ended, and its log with it", r.ID)
+	}
+	return nil, c.out.log.reopen()
+}
+
+func (s *Server) opAttach(_ context.Context, _ *client, f *frame) (any, []*os.File, error) {
 	var r keeper.AttachRequest
 	if err := f.Decode(&r); err != nil {
 		return nil, nil, err
 	}
-	if len(r.Streams) != len(f.Files) {
-		return nil, nil, errs.New(errs.Invalid, "attach: %d descriptors for the streams %q", len(f.Files), r.Streams)
+	if err := wanted("attach", r.Streams, "oe", f.Files); err != nil {
+		return nil, nil, err
 	}
 	c, err := s.find(r.ID)
 	if err != nil {
 		return nil, nil, err
 	}
-	files := f.Files
-	f.Files = nil
-	for i, file := range files {
-		if err := c.out.attach(file, r.Streams[i:i+1]); err != nil {
+	for i, what := range r.Streams {
+		file, err := duplicate(f.Files[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		stream := 0
+		if what == 'e' {
+			stream = 1
+		}
+		if err := c.out.attach(file, stream); err != nil {
 			return nil, nil, err
 		}
 	}
 	return nil, nil, nil
 }
 
-func (s *Server) opStdin(_ context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
-	var r keeper.IDRequest
-	if err := f.Decode(&r); err != nil {
-		return nil, nil, err
+// wanted checks that a request brings one descriptor for each letter, and only letters
+// that are known.
+func wanted(op, letters, known string, files []*os.File) error {
+	if len(letters) != len(files) {
+		return errs.New(errs.Invalid, "%s: %d descriptors for the streams %q", op, len(files), letters)
 	}
-	c, err := s.find(r.ID)
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.rec.Terminal {
-		c.out.mu.Lock()
-		defer c.out.mu.Unlock()
-		if c.out.terminal == nil {
-			return nil, nil, errs.New(errs.FailedPrecondition, "container %s does not run", r.ID)
+	for i, l := range letters {
+		ok := false
+		for _, k := range known {
+			ok = ok || k == l
 		}
-		dup, err := duplicate(c.out.terminal)
-		return nil, []*os.File{dup}, err
-	}
-	c.mu.Lock()
-	open := c.stdin != nil
-	c.mu.Unlock()
-	if !open {
-		return nil, nil, errs.New(errs.FailedPrecondition, "container %s has no open standard input (stdin: true in its manifest gives it one)", r.ID)
-	}
-	w, err := openFIFO(filepath.Join(c.dir, "stdin"), unix.O_WRONLY)
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.rec.StdinOnce { // the end of this writer is the end of the input
-		if err := s.closeStdin(c); err != nil {
-			w.Close()
-			return nil, nil, err
+		for _, other := range letters[:i] {
+			ok = ok && other != l
+		}
+		if !ok {
+			return errs.New(errs.Invalid, "%s: %q does not name descriptors; each of %q may come once", op, letters, known)
 		}
 	}
-	return nil, []*os.File{w}, nil
+	return nil
 }
 
 func (s *Server) resize(_ context.Context, r keeper.ResizeRequest) (any, error) {
-	return nil, s.with(r.ID, func(c *container) error {
-		c.out.mu.Lock()
-		defer c.out.mu.Unlock()
-		if c.out.terminal == nil {
-			return errs.New(errs.FailedPrecondition, "container %s has no terminal", r.ID)
-		}
-		return unix.IoctlSetWinsize(int(c.out.terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: r.Cols, Row: r.Rows})
-	})
+	c, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if c.out.terminal == nil {
+		return nil, errs.New(errs.FailedPrecondition, "container %s has no terminal, or has ended", r.ID)
+	}
+	return nil, unix.IoctlSetWinsize(int(c.out.terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: r.Cols, Row: r.Rows})
 }
 
 func duplicate(f *os.File) (*os.File, error) {

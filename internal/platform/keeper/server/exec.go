@@ -8,21 +8,30 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 )
 
-// execProcess is one more process in a container. Its streams are the client's; here
-// is only its end.
+var (
+	faultExecCloned  = fault.New("keeper.exec.cloned")
+	faultExecStarted = fault.New("keeper.exec.started")
+)
+
+// execProcess is one more process in a container. Its streams are the client's, who has
+// a pidfd of it too; here is only its end.
 type execProcess struct {
+	owner *client // guarded by Server.mu; nil: nobody will ask
+	id    uint64
+
 	mu    sync.Mutex
 	pidfd *os.File
 	exit  keeper.Exit
 	done  chan struct{}
 }
 
-func (s *Server) opExec(ctx context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
+func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.File, error) {
 	var r keeper.ExecRequest
 	if err := f.Decode(&r); err != nil {
 		return nil, nil, err
@@ -30,37 +39,32 @@ func (s *Server) opExec(ctx context.Context, _ *client, f *wire.Frame) (any, []*
 	if r.Process == nil || len(r.Process.Args) == 0 {
 		return nil, nil, errs.New(errs.Invalid, "exec in container %s: no command is given", r.ID)
 	}
-	if len(r.Streams) != len(f.Files) {
-		return nil, nil, errs.New(errs.Invalid, "exec: %d descriptors for the streams %q", len(f.Files), r.Streams)
+	if err := wanted("exec", r.Streams, "ioe", f.Files); err != nil {
+		return nil, nil, err
 	}
 	c, err := s.find(r.ID)
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, err := c.spec()
-	if err != nil {
-		return nil, nil, err
-	}
 	c.mu.Lock()
-	state := c.rec.Status
-	var pidfd *os.File
+	state, starting, group := c.rec.Status, c.starting, c.group
+	var first *os.File
 	if c.pidfd != nil {
-		pidfd, err = duplicate(c.pidfd)
+		first, err = duplicate(c.pidfd)
 	}
 	c.mu.Unlock()
 	if err != nil {
 		return nil, nil, err
 	}
-	if pidfd == nil || state.State != keeper.Running {
-		if pidfd != nil {
-			pidfd.Close()
-		}
+	if first != nil {
+		defer first.Close()
+	}
+	if first == nil || starting || state.State != keeper.Running {
 		return nil, nil, errs.New(errs.FailedPrecondition, "container %s is %s; a command can be run only in a running one", r.ID, state.State)
 	}
-	defer pidfd.Close()
-	conf := executor.ExecConfig{PID: state.PID, PIDFD: pidfd, Process: r.Process, Cgroup: c.group}
-	if spec.OCI.Linux != nil {
-		conf.Seccomp = spec.OCI.Linux.Seccomp
+	conf := executor.ExecConfig{PID: state.PID, PIDFD: first, Process: r.Process, Cgroup: group}
+	if conf.Seccomp, err = s.profile(c.rec.Seccomp); err != nil {
+		return nil, nil, err
 	}
 	for i, name := range r.Streams {
 		switch name {
@@ -77,94 +81,116 @@ func (s *Server) opExec(ctx context.Context, _ *client, f *wire.Frame) (any, []*
 		return nil, nil, err
 	}
 	defer p.Close()
-	e := &execProcess{done: make(chan struct{})}
-	if e.pidfd, err = duplicate(p.PIDFD()); err != nil {
-		return nil, nil, err
-	}
-	if err := p.Start(ctx); err != nil {
-		e.pidfd.Close()
+	faultExecCloned.Hit()
+	var files []*os.File
+	fail := func(err error) (any, []*os.File, error) {
+		closeAll(files)
 		if t := p.Console(); t != nil {
 			t.Close()
 		}
 		return nil, nil, err
 	}
+	e := &execProcess{owner: cl, done: make(chan struct{})}
+	theirs, err := duplicate(p.PIDFD())
+	if err == nil {
+		files = append(files, theirs)
+		e.pidfd, err = duplicate(p.PIDFD())
+	}
+	if err != nil {
+		pidfd.Signal(p.PIDFD(), unix.SIGKILL)
+		pidfd.Reap(p.PIDFD(), true)
+		return fail(err)
+	}
+	if err := p.Start(ctx); err != nil {
+		pidfd.Signal(e.pidfd, unix.SIGKILL)
+		pidfd.Reap(e.pidfd, true) // one that was killed before it began
+		e.pidfd.Close()
+		return fail(err)
+	}
+	faultExecStarted.Hit()
 	s.mu.Lock()
 	s.nextExec++
-	id := s.nextExec
-	s.execs[id] = e
+	e.id = s.nextExec
+	s.execs[e.id] = e
+	if _, there := s.clients[cl]; !there {
+		e.owner = nil
+	}
 	s.mu.Unlock()
-	if err := s.poll.watch(int(e.pidfd.Fd()), unix.EPOLLIN, func(uint32) { e.onExit(s) }); err != nil {
-		return nil, nil, err
+	if err := s.poll.watch(int(e.pidfd.Fd()), unix.EPOLLIN, func(uint32) { s.execEnded(e) }); err != nil {
+		s.log.Error("the end of a process will not be noticed", "container", r.ID, "error", err)
 	}
-	var files []*os.File
 	if t := p.Console(); t != nil {
-		files = []*os.File{t}
+		files = append(files, t)
 	}
-	return keeper.ExecReply{Exec: id, PID: p.PID()}, files, nil
+	return keeper.ExecReply{Exec: e.id, PID: p.PID()}, files, nil
 }
 
-func (e *execProcess) onExit(s *Server) {
+// execEnded reaps the process.
+func (s *Server) execEnded(e *execProcess) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pidfd == nil {
 		return
 	}
-	x, err := reap(e.pidfd, false)
+	end, err := pidfd.Reap(e.pidfd, false)
+	if err == pidfd.ErrRuns {
+		s.poll.watch(int(e.pidfd.Fd()), unix.EPOLLIN, func(uint32) { s.execEnded(e) })
+		return
+	}
 	if err != nil {
 		s.log.Warn("the end of a process could not be read", "error", err)
-		x.Code = 255
 	}
+	e.exit = exitOf(end, err == nil)
 	s.poll.forget(int(e.pidfd.Fd()))
 	e.pidfd.Close()
-	e.pidfd, e.exit = nil, x
+	e.pidfd = nil
 	close(e.done)
-}
-
-func (s *Server) findExec(id uint64) (*execProcess, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.execs[id]
-	if e == nil {
-		return nil, errs.New(errs.NotFound, "process %d does not exist, or its end was asked for before", id)
+	if e.owner == nil {
+		delete(s.execs, e.id)
 	}
-	return e, nil
+	s.mu.Unlock()
 }
 
 // execWait returns the end and forgets the process.
-func (s *Server) execWait(ctx context.Context, id uint64) (any, error) {
-	e, err := s.findExec(id)
-	if err != nil {
-		return nil, err
+func (s *Server) opExecWait(ctx context.Context, cl *client, f *frame) (any, []*os.File, error) {
+	var r keeper.ExecRef
+	if err := f.Decode(&r); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	e := s.execs[r.Exec]
+	if e != nil && e.owner != cl {
+		e = nil
+	}
+	s.mu.Unlock()
+	if e == nil {
+		return nil, nil, errs.New(errs.NotFound, "process %d does not exist, or its end was asked for before", r.Exec)
 	}
 	select {
 	case <-e.done:
 	case <-ctx.Done():
-		// The client is gone, and nobody else will ask.
-		go func() { <-e.done; s.forgetExec(id) }()
-		return nil, ctx.Err()
+		return nil, nil, ctx.Err()
 	}
-	s.forgetExec(id)
-	return e.exit, nil
+	s.mu.Lock()
+	delete(s.execs, r.Exec)
+	s.mu.Unlock()
+	return e.exit, nil, nil
 }
 
-func (s *Server) forgetExec(id uint64) {
+// disown is for a client that has gone: nobody will ask for its processes, which run on.
+func (s *Server) disown(cl *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.execs, id)
-}
-
-func (s *Server) execSignal(_ context.Context, r keeper.ExecSignal) (any, error) {
-	e, err := s.findExec(r.Exec)
-	if err != nil {
-		return nil, err
+	for id, e := range s.execs {
+		if e.owner != cl {
+			continue
+		}
+		e.owner = nil
+		select {
+		case <-e.done:
+			delete(s.execs, id)
+		default:
+		}
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.pidfd == nil {
-		return nil, nil
-	}
-	if err := unix.PidfdSendSignal(int(e.pidfd.Fd()), unix.Signal(r.Signal), nil, 0); err != nil && err != unix.ESRCH {
-		return nil, err
-	}
-	return nil, nil
 }

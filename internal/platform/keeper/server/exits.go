@@ -1,205 +1,167 @@
 package server
 
 import (
-	"bytes"
-	"fmt"
-	"os"
-	"strconv"
-	"syscall"
+	"context"
+	"errors"
+	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 )
 
-// watchExit notices the end of the process. A child is reaped then; another's child
-// tells its exit code only once its parent has reaped it, which is a hang-up
-// (pidfd_open(2), pidfs in Linux 6.15).
-func (c *container) watchExit() error {
-	events := uint32(unix.EPOLLIN)
-	return c.s.poll.watch(int(c.pidfd.Fd()), events, func(ev uint32) {
-		if !c.child && ev&unix.EPOLLHUP == 0 && exitInfoSupported() {
-			c.mu.Lock()
-			pidfd := c.pidfd
-			c.mu.Unlock()
-			if pidfd != nil && c.s.poll.watch(int(pidfd.Fd()), 0, func(uint32) { c.onExit() }) == nil {
-				return
-			}
-		}
-		c.onExit()
-	})
+var (
+	faultExitReaped   = fault.New("keeper.exit.reaped")
+	faultExitDrained  = fault.New("keeper.exit.output-drained")
+	faultExitRecorded = fault.New("keeper.exit.recorded")
+)
+
+// watchExit notices the end of the process. A child is reaped then; of another's child
+// the end may be known only once its parent has reaped it, which is a hang-up.
+func (c *container) watchExit(events uint32) error {
+	return c.s.poll.watch(int(c.pidfd.Fd()), events, func(uint32) { c.onExit() })
 }
 
+// onExit finds out how the process ended, if it has.
 func (c *container) onExit() {
 	c.mu.Lock()
 	if c.pidfd == nil || c.rec.Status.Exit != nil {
 		c.mu.Unlock()
 		return
 	}
-	pidfd, child, gate := c.pidfd, c.child, c.gate
-	c.mu.Unlock()
-	if gate != nil {
-		return // Start finds out, and reaps
+	if c.starting {
+		c.seen = true // start looks again when it is done
+		c.mu.Unlock()
+		return
 	}
-	var x keeper.Exit
-	if child {
-		var err error
-		if x, err = reap(pidfd, false); err != nil {
-			c.warn("a container's end could not be read", "error", err)
-			x = keeper.Exit{Code: 255, At: time.Now()}
+	var end pidfd.End
+	var err error
+	known, again := true, false
+	if c.child {
+		if end, err = pidfd.Reap(c.pidfd, false); errors.Is(err, unix.ECHILD) {
+			// The executor has reaped it, or a debugger: somebody who holds a pidfd knows.
+			end, known = pidfd.Kept(c.pidfd)
+			err = nil
 		}
 	} else {
-		x = exitInfo(pidfd)
+		end, known, again, err = pidfd.Look(c.pidfd, c.rec.Status.PID, c.rec.PIDStart)
 	}
-	c.finish(x)
+	switch {
+	case err == pidfd.ErrRuns:
+		err = c.watchExit(unix.EPOLLIN)
+	case err == nil && again:
+		err = c.watchExit(0)
+	default:
+		c.child = false // what there was to reap is reaped
+		if c.gate != nil {
+			c.gate.Close()
+			c.gate = nil
+		}
+		c.mu.Unlock()
+		if err != nil {
+			c.warn("a container's end could not be read", "error", err)
+			known = false
+		}
+		faultExitReaped.Hit()
+		c.finish(exitOf(end, known))
+		return
+	}
+	c.mu.Unlock()
+	if err != nil {
+		c.warn("a container's end will not be noticed", "error", err)
+	}
+}
+
+func exitOf(e pidfd.End, known bool) keeper.Exit {
+	if !known {
+		return keeper.Exit{Code: 255, At: time.Now()}
+	}
+	return keeper.Exit{Code: e.Code, Signal: e.Signal, Known: true, At: time.Now()}
 }
 
 // finish records the end once the last output is in the log.
 func (c *container) finish(x keeper.Exit) {
-	if x.Signal == int(unix.SIGKILL) || !x.Known {
-		if n, err := c.group.OOMKills(); err == nil && n > 0 {
-			x.OOMKilled = true
+	c.mu.Lock()
+	if c.rec.Status.Exit != nil {
+		c.mu.Unlock()
+		return
+	}
+	group, shares, oomBase := c.group, c.rec.SharesPID, c.oomBase
+	c.mu.Unlock()
+	if x.Known && c.recovered && c.neverBegan(x.Code) {
+		c.s.log.Info("a container that was never started is removed", "container", c.id)
+		c.s.discard(c)
+		return
+	}
+	if group != nil {
+		if shares && !group.Empty() {
+			// What the first process leaves behind ends with it, as it does in a PID
+			// namespace of its own.
+			if err := group.Kill(unix.SIGKILL); err != nil {
+				c.warn("processes of an ended container could not be killed", "error", err)
+			}
+		}
+		if x.Signal == int(unix.SIGKILL) || x.Code == 128+int(unix.SIGKILL) || !x.Known {
+			n, err := group.OOMKills()
+			x.OOMKilled = err == nil && n > oomBase
 		}
 	}
 	c.out.finish()
+	faultExitDrained.Hit()
 	c.mu.Lock()
-	c.ended(x)
-	id := c.rec.Status.ID
+	ended := c.ended(x)
+	pid := c.rec.Status.PID
 	c.mu.Unlock()
-	c.s.unhold(id)
-	c.s.publish(keeper.Event{Type: "exited", ID: id, Exit: &x})
+	faultExitRecorded.Hit()
+	if ended {
+		c.s.unhold(c)
+		c.s.publish(keeper.Event{Type: "exited", ID: c.id, PID: pid, Exit: &x})
+	}
 }
 
-// ended is called with mu held.
-func (c *container) ended(x keeper.Exit) {
+// ended records the end and tells whether it is new. It is called with mu held.
+func (c *container) ended(x keeper.Exit) bool {
 	if c.rec.Status.Exit != nil {
-		return
+		return false
 	}
 	c.rec.Status.State, c.rec.Status.Exit, c.unknown = keeper.Stopped, &x, false
 	if err := c.save(); err != nil {
 		c.warn("a container's end could not be recorded", "error", err)
 	}
-	if c.pidfd != nil {
-		c.s.poll.forget(int(c.pidfd.Fd()))
-		c.pidfd.Close()
-		c.pidfd = nil
+	c.closePIDFD()
+	if c.stdin != nil {
+		c.stdin.Close()
+		c.stdin = nil
 	}
 	close(c.exited)
+	return true
 }
 
-// cldExited is CLD_EXITED of sigaction(2); the other codes of an end are signals.
-const cldExited = 1
+// neverBegan tells of a container that a keeper meant to start and was killed before it
+// had: its init found the gate gone.
+func (c *container) neverBegan(code int) bool {
+	return c.out.log != nil && !c.out.log.pos.begun && code == plan.GateLost
+}
 
-// reap waits for our child and says how it ended.
-func reap(pidfd *os.File, wait bool) (keeper.Exit, error) {
-	flags := unix.WEXITED
-	if !wait {
-		flags |= unix.WNOHANG
-	}
-	var si unix.Siginfo
-	for {
-		err := unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), &si, flags, nil)
-		if err == unix.EINTR {
-			continue
+// settleStart finds out, for a container whose gate was about to be opened when the last
+// keeper was killed, whether it was: init either executes the program or ends, at once.
+func (c *container) settleStart(ctx context.Context) {
+	for ctx.Err() == nil {
+		exe := readExe(c.rec.Status.PID)
+		if pidfd.Poll(c.pidfd)&unix.POLLIN != 0 {
+			return // its exit code tells
 		}
-		if err != nil {
-			return keeper.Exit{}, fmt.Errorf("waitid: %w", err)
-		}
-		break
-	}
-	if si.Signo == 0 {
-		return keeper.Exit{}, errs.New(errs.FailedPrecondition, "the process has not ended")
-	}
-	// siginfo_t of waitid(2): signo, errno, code, then pid, uid and status.
-	c := (*struct {
-		signo, errno, code, _, pid int32
-		uid                        uint32
-		status                     int32
-	})(unsafe.Pointer(&si))
-	x := keeper.Exit{Code: int(c.status), Known: true, At: time.Now()}
-	if c.code != cldExited {
-		x.Signal, x.Code = int(c.status), 128+int(c.status)
-	}
-	return x, nil
-}
-
-// pidfdInfo is struct pidfd_info of linux/pidfd.h, in its first published size.
-type pidfdInfo struct {
-	mask, cgroupID         uint64
-	pid, tgid, ppid        uint32
-	ruid, rgid, euid, egid uint32
-	suid, sgid, fsuid      uint32
-	fsgid                  uint32
-	exitCode               int32
-}
-
-const (
-	pidfdGetInfo  = 0xC040FF0B // _IOWR(0xFF, 11, struct pidfd_info)
-	pidfdInfoExit = 1 << 3
-)
-
-// exitInfo reads the exit code that the kernel keeps for whoever holds a pidfd.
-func exitInfo(pidfd *os.File) keeper.Exit {
-	x := keeper.Exit{Code: 255, At: time.Now()}
-	info := pidfdInfo{mask: pidfdInfoExit}
-	_, _, errno := syscall.Syscall(unix.SYS_IOCTL, pidfd.Fd(), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
-	if errno != 0 || info.mask&pidfdInfoExit == 0 {
-		return x
-	}
-	ws := syscall.WaitStatus(info.exitCode)
-	x.Known = true
-	if x.Code = ws.ExitStatus(); ws.Signaled() {
-		x.Signal = int(ws.Signal())
-		x.Code = 128 + x.Signal
-	}
-	return x
-}
-
-// exitInfoSupported asks the kernel, by a pidfd of this very process, whether it
-// knows PIDFD_INFO_EXIT: one that does not know the request fails it.
-var exitInfoSupported = func() func() bool {
-	known := -1
-	return func() bool {
-		if known < 0 {
-			known = 0
-			if fd, err := unix.PidfdOpen(os.Getpid(), 0); err == nil {
-				info := pidfdInfo{mask: pidfdInfoExit}
-				_, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
-				unix.Close(fd)
-				if errno == 0 && kernelHolds() {
-					known = 1
-				}
+		if exe != "" && !strings.HasPrefix(exe, initExe) {
+			if err := c.out.log.begun(); err != nil {
+				c.warn("that a container has begun could not be recorded", "error", err)
 			}
+			return
 		}
-		return known == 1
+		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
+		unix.Poll(p, 1)
 	}
-}()
-
-// kernelHolds tells of Linux 6.15, which keeps exit codes and signals the hang-up. A
-// kernel before it ignores the unknown bit, so the request alone does not tell.
-func kernelHolds() bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	var major, minor int
-	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	return major > 6 || major == 6 && minor >= 15
-}
-
-// startTime returns when the process started, in clock ticks since boot (proc(5)).
-func startTime(pid int) (uint64, error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	// The name, in parentheses, may hold anything; fields are counted behind it.
-	fields := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
-	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
 }

@@ -4,14 +4,20 @@ import (
 	"context"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 )
+
+// heldKinds are the letters of keeper.Held: pidfd, FIFOs of stdin, stdout and stderr,
+// terminal.
+const heldKinds = "pioet"
 
 // opHold sends the client second descriptors of everything, and from now on of
 // whatever is added.
-func (s *Server) opHold(_ context.Context, c *client, _ *wire.Frame) (any, []*os.File, error) {
+func (s *Server) opHold(_ context.Context, c *client, _ *frame) (any, []*os.File, error) {
 	s.mu.Lock()
 	c.hold = true
 	all := make([]*container, 0, len(s.containers))
@@ -20,74 +26,87 @@ func (s *Server) opHold(_ context.Context, c *client, _ *wire.Frame) (any, []*os
 	}
 	s.mu.Unlock()
 	for _, ct := range all {
-		s.holdBy(ct, []*client{c})
-	}
-	// Nobody has brought more: what ended unseen stays unknown.
-	for _, ct := range all {
+		s.holdBy(ct, func(other *client) bool { return other == c })
+		// Nobody has brought more: what ended unseen stays unknown.
 		ct.settle()
 	}
 	return nil, nil, nil
 }
 
 func (s *Server) hold(c *container) {
-	if clients := s.listening(func(c *client) bool { return c.hold }); len(clients) > 0 {
-		s.holdBy(c, clients)
-	}
+	s.holdBy(c, func(cl *client) bool { return cl.hold })
 }
 
-func (s *Server) holdBy(c *container, clients []*client) {
-	h := keeper.Held{ID: c.id()}
-	f := &wire.Frame{Op: "held"}
-	c.mu.Lock()
-	c.out.mu.Lock()
-	if c.rec.Status.Exit == nil && c.pidfd != nil {
-		for _, d := range []struct {
-			what string
-			file *os.File
-		}{{"p", c.pidfd}, {"i", c.stdin}, {"o", c.out.fifos[0]}, {"e", c.out.fifos[1]}, {"t", c.out.terminal}} {
-			if d.file != nil {
-				h.What, f.Files = h.What+d.what, append(f.Files, d.file)
+func (s *Server) holdBy(c *container, who func(*client) bool) {
+	c.held.Lock()
+	defer c.held.Unlock()
+	clients := s.listening(who)
+	if len(clients) == 0 {
+		return
+	}
+	for _, cl := range clients {
+		h := keeper.Held{ID: c.id}
+		f := &frame{Op: "held"}
+		add := func(what string, file *os.File) {
+			if file == nil {
+				return
 			}
+			dup, err := duplicate(file)
+			if err != nil {
+				c.warn("a second descriptor could not be given away", "error", err)
+				return
+			}
+			h.What, f.Files = h.What+what, append(f.Files, dup)
+		}
+		c.mu.Lock()
+		if c.rec.Status.Exit == nil && c.pidfd != nil {
+			add("p", c.pidfd)
+			add("i", c.stdin)
+		}
+		c.mu.Unlock()
+		if h.What == "" {
+			return
+		}
+		c.out.mu.Lock()
+		add("o", c.out.fifos[0])
+		add("e", c.out.fifos[1])
+		add("t", c.out.terminal)
+		c.out.mu.Unlock()
+		if f.Encode(h) == nil {
+			cl.push(f)
 		}
 	}
-	if err := f.Encode(h); err == nil && h.What != "" {
-		for _, cl := range clients {
-			if err := cl.conn.Send(f); err != nil {
-				s.log.Debug("a client did not take what it should hold", "error", err)
-			}
-		}
-	}
-	c.out.mu.Unlock()
-	c.mu.Unlock()
 }
 
 // unhold tells clients to close what they hold of the container.
-func (s *Server) unhold(id string) {
-	f := &wire.Frame{Op: "held"}
-	if f.Encode(keeper.Held{ID: id}) != nil {
-		return
-	}
-	for _, cl := range s.listening(func(c *client) bool { return c.hold }) {
-		cl.conn.Send(f)
+func (s *Server) unhold(c *container) {
+	c.held.Lock()
+	defer c.held.Unlock()
+	for _, cl := range s.listening(func(cl *client) bool { return cl.hold }) {
+		f := &frame{Op: "held"}
+		if f.Encode(keeper.Held{ID: c.id}) == nil {
+			cl.push(f)
+		}
 	}
 }
 
-// opAdopt takes descriptors that a client held for an earlier keeper.
-func (s *Server) opAdopt(_ context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
+// opAdopt takes descriptors that a client held for an earlier keeper. The FIFOs among
+// them need not be taken: they were opened again by their names, and the client has kept
+// what is in them.
+func (s *Server) opAdopt(_ context.Context, _ *client, f *frame) (any, []*os.File, error) {
 	var h keeper.Held
 	if err := f.Decode(&h); err != nil {
 		return nil, nil, err
 	}
-	if len(h.What) != len(f.Files) {
-		return nil, nil, errs.New(errs.Invalid, "adopt: %d descriptors for %q", len(f.Files), h.What)
+	if err := wanted("adopt", h.What, heldKinds, f.Files); err != nil {
+		return nil, nil, err
 	}
 	c, err := s.find(h.ID)
 	if err != nil {
 		return nil, nil, nil // removed meanwhile; the client learns by List
 	}
 	for i, what := range h.What {
-		switch what {
-		case 't':
+		if what == 't' {
 			if err := c.adoptTerminal(f.Files[i]); err != nil {
 				return nil, nil, err
 			}
@@ -103,9 +122,12 @@ func (s *Server) opAdopt(_ context.Context, _ *client, f *wire.Frame) (any, []*o
 
 // adoptTerminal goes on reading a terminal whose master the client kept open.
 func (c *container) adoptTerminal(f *os.File) error {
+	if _, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPTN); err != nil {
+		return errs.New(errs.Invalid, "adopt: what is given for the terminal of container %s is no terminal's master: %w", c.id, err)
+	}
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
-	if c.out.ended || c.out.terminal != nil || !c.rec.Terminal {
+	if c.out.ended || c.out.terminal != nil || !c.rec.Terminal || c.out.fifos[0] == nil {
 		return nil
 	}
 	t, err := duplicate(f)
@@ -113,7 +135,8 @@ func (c *container) adoptTerminal(f *os.File) error {
 		return err
 	}
 	c.out.terminal = t
-	c.out.log.write(0, false)
+	c.out.openPeer()
+	c.out.poll.forget(int(c.out.fifos[0].Fd()))
 	return c.out.armTerminal()
 }
 
@@ -122,8 +145,11 @@ func (c *container) adoptPIDFD(f *os.File) {
 	c.mu.Lock()
 	unknown := c.unknown
 	c.mu.Unlock()
-	if unknown {
-		c.finish(exitInfo(f))
+	if !unknown {
+		return
+	}
+	if end, ok := pidfd.Kept(f); ok {
+		c.finish(exitOf(end, true))
 	}
 }
 
@@ -133,6 +159,6 @@ func (c *container) settle() {
 	unknown := c.unknown
 	c.mu.Unlock()
 	if unknown {
-		c.finish(keeper.Exit{Code: 255})
+		c.finish(exitOf(pidfd.End{}, false))
 	}
 }

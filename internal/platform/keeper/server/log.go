@@ -1,14 +1,13 @@
 package server
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +24,9 @@ import (
 //     how far.
 //  2. Whole lines of the stage are formatted and written to the log at the offset
 //     that the journal holds.
-//  3. One write(2) of 40 bytes to the journal says both: the log's offset behind
-//     them, and the stage's. A kill before it leaves the old pair: the next keeper
-//     cuts the log at that offset and writes the lines again from the stage.
+//  3. One write(2) to the journal says both: the log's offset behind them, and the
+//     stage's. A kill before it leaves the old pair: the next keeper cuts the log at
+//     that offset and writes the lines again from the stage.
 //
 // A line without its end stays in the stage. What the journal has passed is given
 // back to the kernel by punching holes.
@@ -36,66 +35,72 @@ var (
 	faultStaged    = fault.New("keeper.log.staged")
 	faultWritten   = fault.New("keeper.log.written")
 	faultJournaled = fault.New("keeper.log.journaled")
-	faultRotating  = fault.New("keeper.log.rotate-shifted")
+	faultShifted   = fault.New("keeper.log.rotate-shifted")
 	faultRotated   = fault.New("keeper.log.rotate-renamed")
+	faultBegun     = fault.New("keeper.log.rotate-begun")
 )
 
 const (
-	maxLine   = 16 << 10 // longer lines are written in parts (CRI log format)
-	chunk     = 256 << 10
+	chunk = 256 << 10
+	// punchStep is how much of a stage is kept until it is given back.
 	punchStep = 64 << 10
+	// punchIdle is the same for a stream that pauses.
+	punchIdle = 8 << 10
 )
-
-// timeFormat is RFC 3339 with nine digits always, so that lines align and sort.
-const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
-
-// position is what the journal holds.
-type position struct {
-	log   int64    // offset behind the last line
-	inode uint64   // of the log's file
-	stage [2]int64 // what has been logged of stdout and stderr
-}
 
 // criLog is the log of one container. Its methods are called with the container's
 // output lock held.
 type criLog struct {
 	conf    keeper.LogConfig
-	file    *os.File // nil: discarded
-	journal *os.File
+	dir     string   // of journal and stages
+	file    *os.File // nil: not open
 	pos     position
-	stages  [2]*os.File
+	journal *os.File
+	stages  [2]*os.File // nil: nothing was ever written
+	ends    [2]int64    // of the stages
 	punched [2]int64
+	dropped int64 // bytes of output, since the log failed
 	failing bool
+	broken  bool // the stages cannot be written
 	warn    func(msg string, args ...any)
 }
+
+var stageNames = [2]string{"stdout.stage", "stderr.stage"}
 
 // openLog opens, or on a restart of the keeper continues, the log whose stages and
 // journal are in dir.
 func openLog(conf keeper.LogConfig, dir string, warn func(string, ...any)) (*criLog, error) {
-	l := &criLog{conf: conf, warn: warn}
+	l := &criLog{conf: conf, dir: dir, warn: warn}
 	var err error
 	if l.journal, err = os.OpenFile(filepath.Join(dir, "journal"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, err
 	}
-	for i, name := range []string{"stdout.stage", "stderr.stage"} {
-		if l.stages[i], err = os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	l.pos.read(l.journal)
+	for i := range l.stages {
+		if err := l.openStage(i, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			l.close()
 			return nil, err
 		}
+		l.punched[i] = l.pos.stage[i] &^ 4095
 	}
-	var buf [32]byte
-	if n, _ := l.journal.ReadAt(buf[:], 0); n == len(buf) {
-		l.pos = position{
-			log:   int64(binary.LittleEndian.Uint64(buf[0:])),
-			inode: binary.LittleEndian.Uint64(buf[8:]),
-			stage: [2]int64{int64(binary.LittleEndian.Uint64(buf[16:])), int64(binary.LittleEndian.Uint64(buf[24:]))},
-		}
-	}
+	// A log that cannot be written must not keep the container from running.
 	if err := l.open(); err != nil {
-		// A log that cannot be written must not keep the container from running.
-		l.fail(err)
+		l.fail(err, 0)
 	}
 	return l, nil
+}
+
+func (l *criLog) openStage(i, flags int) error {
+	f, err := os.OpenFile(filepath.Join(l.dir, stageNames[i]), os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return err
+	}
+	if l.ends[i], err = f.Seek(0, 2); err != nil {
+		f.Close()
+		return err
+	}
+	l.stages[i] = f
+	return nil
 }
 
 // open opens the log's file and cuts off what the journal does not know.
@@ -110,53 +115,85 @@ func (l *criLog) open() error {
 	if err := os.MkdirAll(filepath.Dir(l.conf.Path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(l.conf.Path, os.O_WRONLY|os.O_CREATE, 0o640)
+	f, err := os.OpenFile(l.conf.Path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err = unix.Fstat(int(f.Fd()), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = fmt.Errorf("%s is not a file", l.conf.Path)
+	}
+	if err == nil {
+		switch {
+		case st.Ino != l.pos.inode:
+			// New, or the file was moved away by somebody or by us: that one ends where
+			// the journal says.
+			l.cutMoved()
+			l.pos.log, l.pos.inode = st.Size, st.Ino
+		case st.Size < l.pos.log: // somebody truncated it
+			l.pos.log = st.Size
+		case st.Size > l.pos.log:
+			err = f.Truncate(l.pos.log)
+		}
+	}
+	if err == nil {
+		err = l.commit()
+	}
+	if err != nil {
 		f.Close()
 		return err
 	}
-	switch {
-	case st.Ino != l.pos.inode: // new, or moved here by somebody: append
-		l.pos.log, l.pos.inode = st.Size, st.Ino
-	case st.Size < l.pos.log: // somebody truncated it
-		l.pos.log = st.Size
-	case st.Size > l.pos.log:
-		if err := f.Truncate(l.pos.log); err != nil {
-			f.Close()
-			return err
+	l.file = f
+	return nil
+}
+
+// cutMoved finds the file of the journal under another name beside the log, and cuts off
+// what was written to it and not recorded: those lines come again.
+func (l *criLog) cutMoved() {
+	if l.pos.inode == 0 {
+		return
+	}
+	ents, err := os.ReadDir(filepath.Dir(l.conf.Path))
+	if err != nil {
+		return
+	}
+	for _, e := range ents {
+		if !strings.HasPrefix(e.Name(), filepath.Base(l.conf.Path)) {
+			continue
+		}
+		fi, err := e.Info()
+		if err != nil || !fi.Mode().IsRegular() || fi.Size() <= l.pos.log {
+			continue
+		}
+		if st, ok := fi.Sys().(*unixStat); ok && st.Ino == l.pos.inode {
+			if err := os.Truncate(filepath.Join(filepath.Dir(l.conf.Path), e.Name()), l.pos.log); err != nil {
+				l.warn("a log that was moved could not be cut", "path", e.Name(), "error", err)
+			}
+			return
 		}
 	}
-	l.file = f
+}
+
+func (l *criLog) commit() error { return l.pos.write(l.journal) }
+
+// begun records that the container's program was executed.
+func (l *criLog) begun() error {
+	l.pos.begun = true
 	return l.commit()
-}
-
-func (l *criLog) commit() error {
-	var buf [32]byte
-	binary.LittleEndian.PutUint64(buf[0:], uint64(l.pos.log))
-	binary.LittleEndian.PutUint64(buf[8:], l.pos.inode)
-	binary.LittleEndian.PutUint64(buf[16:], uint64(l.pos.stage[0]))
-	binary.LittleEndian.PutUint64(buf[24:], uint64(l.pos.stage[1]))
-	_, err := l.journal.WriteAt(buf[:], 0)
-	return err
-}
-
-// staged returns what is in the stage and not yet logged.
-func (l *criLog) staged(i int) (from, to int64, err error) {
-	to, err = l.stages[i].Seek(0, 2)
-	return l.pos.stage[i], to, err
 }
 
 // fill moves what is in the FIFO to the stage and returns how much that was; 0 means
 // that the FIFO is empty.
 func (l *criLog) fill(i int, fifo *os.File) (n int64, err error) {
-	end, err := l.stages[i].Seek(0, 2)
-	if err != nil {
-		return 0, err
+	if l.stages[i] == nil {
+		if poll(fifo)&unix.POLLIN == 0 {
+			return 0, nil
+		}
+		if err := l.openStage(i, os.O_CREATE); err != nil {
+			return 0, err
+		}
 	}
+	end := l.ends[i]
 	for {
 		n, err = unix.Splice(int(fifo.Fd()), nil, int(l.stages[i].Fd()), &end, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 		if err == unix.EINTR {
@@ -166,6 +203,7 @@ func (l *criLog) fill(i int, fifo *os.File) (n int64, err error) {
 			return 0, nil
 		}
 		if n > 0 {
+			l.ends[i] += n
 			faultStaged.Hit()
 		}
 		return n, err
@@ -177,106 +215,129 @@ var streamNames = [2]string{"stdout", "stderr"}
 // write logs the whole lines of the stage, and with flush also a last one that has
 // no end.
 func (l *criLog) write(i int, flush bool) {
-	from, to, err := l.staged(i)
-	if err != nil {
-		l.fail(err)
-		return
-	}
-	for from < to {
-		buf := bufs.Get().(*[]byte)
-		n, err := l.stages[i].ReadAt((*buf)[:min(int64(len(*buf)), to-from)], from)
-		if err != nil && n == 0 {
-			bufs.Put(buf)
-			l.fail(err)
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	for from, to := l.pos.stage[i], l.ends[i]; from < to; from = l.pos.stage[i] {
+		n, err := l.stages[i].ReadAt(buf.in[:min(int64(len(buf.in)), to-from)], from)
+		if n == 0 {
+			l.fail(err, 0)
 			return
 		}
-		out, used := format((*buf)[:n], streamNames[i], flush && from+int64(n) == to, time.Now())
-		if used > 0 {
-			l.append(i, out, int64(used))
+		rest := cut(0)
+		if flush && from+int64(n) == to {
+			rest = cutEnd
 		}
-		bufs.Put(buf)
+		used := buf.format(n, streamNames[i], rest, time.Now(), l.conf.MaxBytes)
 		if used == 0 {
 			return
 		}
-		from += int64(used)
+		l.append(i, buf.out, int64(used), int64(used))
 	}
 }
 
-// format turns bytes of a stream into lines of the CRI log format and tells how
-// many bytes it used: whole lines, parts of lines longer than maxLine and, with
-// flush, the rest.
-func format(b []byte, stream string, flush bool, now time.Time) (out []byte, used int) {
-	prefix := now.AppendFormat(make([]byte, 0, 64), timeFormat)
-	prefix = append(prefix, ' ')
-	prefix = append(prefix, stream...)
-	out = make([]byte, 0, len(b)+len(b)/8+128)
-	for used < len(b) {
-		rest := b[used:]
-		n, tag, skip := bytes.IndexByte(rest[:min(len(rest), maxLine+1)], '\n'), " F ", 1
-		switch {
-		case n >= 0:
-		case len(rest) > maxLine:
-			n, tag, skip = maxLine, " P ", 0
-		case flush:
-			n, skip = len(rest), 0
-		default:
-			return out, used
-		}
-		out = append(out, prefix...)
-		out = append(out, tag...)
-		out = append(out, rest[:n]...)
-		out = append(out, '\n')
-		used += n + skip
+// direct logs what is in the FIFO without the stage, where that cannot be written (a full
+// tmpfs): the container goes on, and only a kill of the keeper at this very moment loses
+// or doubles a line. It tells whether there was anything.
+func (l *criLog) direct(i int, fifo *os.File) bool {
+	if l.stages[i] != nil {
+		l.write(i, true) // what is there comes first
 	}
-	return out, used
+	if poll(fifo)&unix.POLLIN == 0 {
+		return false
+	}
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	n, err := unix.Read(int(fifo.Fd()), buf.in[:])
+	if n <= 0 {
+		return err == unix.EINTR
+	}
+	for n > 0 {
+		used := buf.format(n, streamNames[i], cutPart, time.Now(), l.conf.MaxBytes)
+		l.append(i, buf.out, 0, int64(used))
+		n = copy(buf.in[:], buf.in[used:n])
+	}
+	return true
 }
 
-// append writes formatted lines that took used bytes of the stage.
-func (l *criLog) append(i int, out []byte, used int64) {
+// append writes formatted lines that took staged bytes of the stage and stand for raw
+// bytes of output.
+func (l *criLog) append(i int, out []byte, staged, raw int64) {
 	if l.conf.Path != "" {
-		err := error(nil)
-		if l.file == nil {
-			err = l.open()
-		}
-		if err == nil && l.conf.MaxBytes > 0 && l.pos.log > 0 && l.pos.log+int64(len(out)) > l.conf.MaxBytes {
-			err = l.rotate()
-		}
-		if err == nil {
-			_, err = l.file.WriteAt(out, l.pos.log)
-		}
-		if err == nil {
-			l.pos.log += int64(len(out))
-			if l.failing {
-				l.failing = false
-				l.warn("the log is written again", "path", l.conf.Path)
+		if err := l.place(int64(len(out))); err != nil {
+			l.fail(err, raw) // these lines are lost; the container goes on
+		} else if n, err := l.file.WriteAt(out, l.pos.log); err != nil {
+			l.fail(err, raw)
+			if n > 0 {
+				l.file.Truncate(l.pos.log) // no half a line stays
 			}
 		} else {
-			l.fail(err) // these lines are lost; the container goes on
+			l.pos.log += int64(len(out))
+			l.works()
 		}
 	}
 	faultWritten.Hit()
-	l.pos.stage[i] += used
+	l.pos.stage[i] += staged
 	if err := l.commit(); err != nil {
-		l.fail(err)
+		l.fail(err, 0)
 	}
 	faultJournaled.Hit()
-	if done := l.pos.stage[i] &^ 4095; done-l.punched[i] >= punchStep {
-		if unix.Fallocate(int(l.stages[i].Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, l.punched[i], done-l.punched[i]) == nil {
-			l.punched[i] = done
+}
+
+// place makes sure that the log is open, is still the file that others see, and has
+// room for n more bytes.
+func (l *criLog) place(n int64) error {
+	if l.file == nil {
+		if err := l.open(); err != nil {
+			return err
 		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(l.file.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Nlink == 0 { // somebody deleted it
+		if err := l.open(); err != nil {
+			return err
+		}
+	} else if st.Size < l.pos.log { // somebody truncated it
+		l.pos.log = st.Size
+	}
+	if l.conf.MaxBytes > 0 && l.pos.log > 0 && l.pos.log+n > l.conf.MaxBytes {
+		return l.rotate()
+	}
+	return nil
+}
+
+// release gives the kernel back what was logged and what those attached have read.
+func (l *criLog) release(i int, read, step int64) {
+	done := min(l.pos.stage[i], read) &^ 4095
+	if l.stages[i] == nil || done-l.punched[i] < step {
+		return
+	}
+	if unix.Fallocate(int(l.stages[i].Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, l.punched[i], done-l.punched[i]) == nil {
+		l.punched[i] = done
 	}
 }
 
 // fail says once, until it works again, that the log is not written.
-func (l *criLog) fail(err error) {
+func (l *criLog) fail(err error, raw int64) {
+	l.dropped += raw
 	if !l.failing {
 		l.failing = true
 		l.warn("the log cannot be written; output is dropped until it can", "path", l.conf.Path, "error", err)
 	}
 }
 
+func (l *criLog) works() {
+	if l.failing {
+		l.warn("the log is written again", "path", l.conf.Path, "droppedBytes", l.dropped)
+		l.failing, l.dropped = false, 0
+	}
+}
+
 // rotate moves log to log.1, log.1 to log.2 and so on, dropping the oldest, and
-// begins a new one. A kill in the middle leaves a gap in the numbers, nothing else.
+// begins a new one. Numbers are shifted only up to the first one that is free, so that a
+// kill in the middle drops nothing more when it is done again.
 func (l *criLog) rotate() error {
 	path := l.conf.Path
 	if l.conf.MaxFiles < 2 {
@@ -286,21 +347,39 @@ func (l *criLog) rotate() error {
 		l.pos.log = 0
 		return l.commit()
 	}
-	for n := l.conf.MaxFiles - 2; n >= 1; n-- {
-		if err := os.Rename(path+"."+strconv.Itoa(n), path+"."+strconv.Itoa(n+1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	numbered := func(n int) string { return path + "." + strconv.Itoa(n) }
+	free := 1
+	for free < l.conf.MaxFiles-1 {
+		if _, err := os.Lstat(numbered(free)); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		free++
+	}
+	for n := free - 1; n >= 1; n-- {
+		if err := os.Rename(numbered(n), numbered(n+1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("rotate: %w", err)
 		}
 	}
-	faultRotating.Hit()
-	if err := os.Rename(path, path+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	faultShifted.Hit()
+	if err := os.Rename(path, numbered(1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("rotate: %w", err)
 	}
 	faultRotated.Hit()
-	return l.open()
+	if err := l.open(); err != nil {
+		return err
+	}
+	faultBegun.Hit()
+	return nil
 }
 
 // reopen opens the path anew, after somebody has moved the file away.
-func (l *criLog) reopen() error { return l.open() }
+func (l *criLog) reopen() error {
+	err := l.open()
+	if err == nil {
+		l.works()
+	}
+	return err
+}
 
 func (l *criLog) close() {
 	for _, f := range []*os.File{l.file, l.journal, l.stages[0], l.stages[1]} {

@@ -1,27 +1,28 @@
 package server
 
 import (
+	"math"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// bufs are shared by all streams: one is taken only while there is something to read.
-var bufs = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
-
 // output is what a container writes: two FIFOs, or one terminal, into a log and to
 // those who are attached.
+//
+// A terminal is moved into the first FIFO, which the container has not got, and goes on
+// from there as other output does: whoever holds the terminal's master for us holds that
+// FIFO too, so a kill loses neither.
 type output struct {
 	poll *poller
 
 	mu       sync.Mutex // guards all below, and the log
 	fifos    [2]*os.File
-	terminal *os.File
+	terminal *os.File // master
+	peer     *os.File // a slave, so that the master never hangs up while the container lives
 	log      *criLog
-	attached []*os.File // write ends, non-blocking
-	streams  []string   // beside attached: which streams each wants
-	seen     [2]int64   // of the stage, by those attached
+	viewers  []*viewer
 	ended    bool
 }
 
@@ -29,16 +30,20 @@ type output struct {
 func (o *output) start() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for i := range o.fifos {
+		if o.fifos[i] == nil {
+			continue
+		}
+		// What an earlier keeper staged and did not log comes first.
+		o.drain(i)
+		if o.terminal == nil {
+			if err := o.arm(i); err != nil {
+				return err
+			}
+		}
+	}
 	if o.terminal != nil {
 		return o.armTerminal()
-	}
-	for i := range o.fifos {
-		// What an earlier keeper staged and did not log comes first.
-		o.log.write(i, false)
-		_, o.seen[i], _ = o.log.staged(i)
-		if err := o.arm(i); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -56,114 +61,82 @@ func (o *output) pump(i int) {
 	}
 	o.drain(i)
 	if err := o.arm(i); err != nil {
-		o.log.fail(err)
+		o.log.fail(err, 0)
 	}
 }
 
 // drain reads until the FIFO is empty, but not for ever: a writer that is faster
 // than the log lets others have their turn in between.
 func (o *output) drain(i int) {
+	step := int64(punchStep)
 	for range 16 {
 		n, err := o.log.fill(i, o.fifos[i])
 		if err != nil {
-			o.log.fail(err)
-			return
-		}
-		if n == 0 {
-			return
-		}
-		o.tee(i)
-		o.log.write(i, false)
-	}
-}
-
-// tee gives those attached what is new in the stage.
-func (o *output) tee(i int) {
-	_, to, err := o.log.staged(i)
-	if err != nil {
-		return
-	}
-	if len(o.attached) > 0 {
-		buf := bufs.Get().(*[]byte)
-		for o.seen[i] < to {
-			n, err := o.log.stages[i].ReadAt((*buf)[:min(int64(len(*buf)), to-o.seen[i])], o.seen[i])
-			if n == 0 || err != nil && n == 0 {
+			o.log.fail(err, 0)
+			if !o.log.direct(i, o.fifos[i]) {
 				break
 			}
-			o.seen[i] += int64(n)
-			o.send(i, (*buf)[:n])
+			continue
 		}
-		bufs.Put(buf)
+		if o.log.pos.stage[i] < o.log.ends[i] {
+			o.show(i)
+			o.log.write(i, false)
+		}
+		if n == 0 {
+			step = punchIdle
+			break
+		}
+		o.log.release(i, o.read(i), punchStep)
 	}
-	o.seen[i] = to
+	o.log.release(i, o.read(i), step)
 }
 
-// send writes to those who want the stream; one that is gone, or too slow, is dropped.
-func (o *output) send(i int, b []byte) {
-	kept, streams := o.attached[:0], o.streams[:0]
-	for n, f := range o.attached {
-		if o.streams[n] == "oe"[i:i+1] {
-			if w, err := unix.Write(int(f.Fd()), b); err != nil || w < len(b) {
-				f.Close()
-				continue
-			}
-		}
-		kept, streams = append(kept, f), append(streams, o.streams[n])
+// openPeer opens the other side of the terminal (ioctl_tty(2), TIOCGPTPEER). Without it
+// the master would say that it is hung up when the container closes its last slave, and
+// go on saying so when it opens another.
+func (o *output) openPeer() {
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, o.terminal.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno == 0 {
+		o.peer = os.NewFile(fd, "terminal")
 	}
-	o.attached, o.streams = kept, streams
-}
-
-// attach adds a write end for a stream ("o" or "e"); it becomes the output's.
-func (o *output) attach(f *os.File, stream string) error {
-	if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
-		f.Close()
-		return err
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.ended {
-		f.Close()
-		return nil
-	}
-	o.attached, o.streams = append(o.attached, f), append(o.streams, stream)
-	return nil
 }
 
 func (o *output) armTerminal() error {
 	return o.poll.watch(int(o.terminal.Fd()), unix.EPOLLIN, func(uint32) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.ended {
+		if o.ended || o.terminal == nil {
 			return
 		}
 		if o.readTerminal() {
-			o.armTerminal()
+			if err := o.armTerminal(); err != nil {
+				o.log.fail(err, 0)
+			}
 		}
 	})
 }
 
-// readTerminal reads what the terminal has and tells whether it may have more later.
-// A terminal cannot be spliced: bytes go through memory here, and a kill between
-// read and write loses those few.
+// readTerminal moves what the terminal has and tells whether it may have more later.
 func (o *output) readTerminal() bool {
-	buf := bufs.Get().(*[]byte)
-	defer bufs.Put(buf)
 	for range 16 {
 		// The other holder of the master may have made it blocking: ask first.
-		ready := []unix.PollFd{{Fd: int32(o.terminal.Fd()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(ready, 0); err == nil && n == 0 {
-			return true
+		if ev := poll(o.terminal); ev&unix.POLLIN == 0 {
+			return ev&(unix.POLLHUP|unix.POLLERR) == 0
 		}
-		n, err := unix.Read(int(o.terminal.Fd()), *buf)
-		if n > 0 {
-			if _, werr := o.log.stages[0].Seek(0, 2); werr == nil {
-				o.log.stages[0].Write((*buf)[:n])
+		n, err := unix.Splice(int(o.terminal.Fd()), nil, int(o.fifos[0].Fd()), nil, 32<<10, unix.SPLICE_F_NONBLOCK)
+		if err == unix.EINVAL { // before Linux 6.5: through memory, where a kill loses it
+			buf := buffers.Get().(*buffer)
+			var m int
+			if m, err = unix.Read(int(o.terminal.Fd()), buf.in[:32<<10]); m > 0 {
+				m, err = unix.Write(int(o.fifos[0].Fd()), buf.in[:m])
 			}
-			o.send(0, (*buf)[:n])
-			o.log.write(0, false)
-			continue
+			n = int64(m)
+			buffers.Put(buf)
 		}
-		return err == unix.EAGAIN || err == unix.EINTR // EIO: every slave is closed
+		if n <= 0 {
+			return err == unix.EAGAIN || err == unix.EINTR // EIO: every slave is closed
+		}
+		o.drain(0)
 	}
 	return true
 }
@@ -177,48 +150,59 @@ func (o *output) finish() {
 	}
 	if o.terminal != nil {
 		o.readTerminal()
-		o.log.write(0, true)
-	} else {
+	}
+	if o.log != nil {
 		for i := range o.fifos {
 			if o.fifos[i] != nil {
 				o.drain(i)
 			}
-			o.log.write(i, true)
+			if o.log.stages[i] != nil {
+				o.log.write(i, true)
+			}
 		}
 	}
+	for _, v := range o.viewers {
+		v.drainTo(o)
+	}
+	o.viewers = nil
 	o.end()
 }
 
 // end closes everything. It is called with mu held.
 func (o *output) end() {
 	o.ended = true
-	for i, f := range o.fifos {
-		if f != nil {
-			o.poll.forget(int(f.Fd()))
-			f.Close()
-			o.fifos[i] = nil
+	for _, f := range []**os.File{&o.fifos[0], &o.fifos[1], &o.terminal, &o.peer} {
+		if *f != nil {
+			o.poll.forget(int((*f).Fd()))
+			(*f).Close()
+			*f = nil
 		}
 	}
-	if o.terminal != nil {
-		o.poll.forget(int(o.terminal.Fd()))
-		o.terminal.Close()
-		o.terminal = nil
+	for _, v := range o.viewers {
+		v.close(o)
 	}
-	for _, f := range o.attached {
-		f.Close()
-	}
-	o.attached, o.streams = nil, nil
+	o.viewers = nil
 	if o.log != nil {
 		o.log.close()
 	}
 }
 
-// abandon closes everything without another byte: the container was never started,
-// or the keeper is about to become another binary.
+// abandon closes everything without another byte: the container was never started.
 func (o *output) abandon() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.ended {
 		o.end()
 	}
+}
+
+// read tells how far those attached have read a stream.
+func (o *output) read(i int) int64 {
+	least := int64(math.MaxInt64)
+	for _, v := range o.viewers {
+		if v.stream == i {
+			least = min(least, v.at)
+		}
+	}
+	return least
 }

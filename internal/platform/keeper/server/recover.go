@@ -2,89 +2,127 @@ package server
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 )
 
-// recover reads every container's directory and goes on with it.
+// initExe is what /proc/PID/exe says of a process that is still orlop-init: the
+// executor's sealed memfd.
+const initExe = "/memfd:orlop-init"
+
+func readExe(pid int) string {
+	exe, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	return exe
+}
+
+const (
+	recoverTimeout = 10 * time.Second // for the removal of one container
+	settleTimeout  = 2 * time.Second
+)
+
+// recover reads every container's directory and goes on with it. One that cannot be
+// gone on with does not keep the others from it.
 func (s *Server) recover() error {
 	ents, err := os.ReadDir(filepath.Join(s.o.Dir, "containers"))
 	if err != nil {
 		return err
 	}
 	for _, e := range ents {
-		if err := s.recoverOne(e.Name()); err != nil {
-			return fmt.Errorf("go on with container %s: %w", e.Name(), err)
+		c := s.newContainer(e.Name())
+		c.recovered = true
+		if err := s.recoverOne(c); err != nil {
+			if errors.Is(err, errs.Unsupported) {
+				return err // a newer keeper's: it must come back, not be swept by us
+			}
+			s.log.Error("a container could not be gone on with", "container", e.Name(), "error", err)
 		}
 	}
+	s.sweepProfiles()
 	return nil
 }
 
-func (s *Server) recoverOne(id string) error {
-	c := &container{s: s, dir: s.dir(id), exited: make(chan struct{})}
-	raw, err := os.ReadFile(filepath.Join(c.dir, "state.json"))
-	if err == nil {
-		err = json.Unmarshal(raw, &c.rec)
+func (s *Server) recoverOne(c *container) error {
+	if err := c.load(); err != nil {
+		if errors.Is(err, errs.Unsupported) {
+			return err
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			// Made, and not one word written: a start that had just begun.
+			s.log.Info("a container that was not begun is removed", "container", c.id)
+			return os.RemoveAll(c.dir)
+		}
+		return err // left for somebody to look at: nobody but us writes there
 	}
-	if err != nil {
-		// Made, and not one word written: a start that had just begun.
-		s.log.Warn("a container without a record is removed", "container", id, "error", err)
-		return os.RemoveAll(c.dir)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
 	defer cancel()
 	st := &c.rec.Status
-	if st.State == keeper.Creating || st.State == keeper.Created || c.rec.Deleting {
-		// The gate is lost with the keeper that held it: init has ended, or will now.
-		s.log.Info("an incomplete container is removed", "container", id, "state", st.State)
-		return s.remove(ctx, c)
-	}
+	var err error
 	if c.group, err = s.cg.Load(st.Cgroup); err != nil {
-		return err
-	}
-	if st.State == keeper.Stopped {
-		close(c.exited)
-		if c.out.log, err = openLog(c.rec.Log, c.dir, c.warn); err != nil {
-			return err
+		c.group = nil
+		if !errors.Is(err, errs.NotFound) {
+			s.log.Warn("a container's control group could not be read", "container", c.id, "error", err)
 		}
-		c.out.finish() // what was staged and not logged
-		s.containers[id] = c
+	}
+	switch {
+	case st.State == keeper.Creating || st.State == keeper.Created || c.rec.Deleting:
+		// The gate is lost with the keeper that held it: init has ended, or will now.
+		s.log.Info("an incomplete container is removed", "container", c.id, "state", st.State)
+		s.discard(c)
+		return nil
+	case st.State == keeper.Stopped:
+		close(c.exited)
+		c.out.ended = true
+		s.add(c)
 		return nil
 	}
+	s.add(c)
 	if err := c.openStreams(); err != nil {
-		return err
+		c.warn("a container goes on without its log", "error", err)
 	}
-	fd, err := unix.PidfdOpen(st.PID, 0)
-	if err == nil {
-		if started, serr := startTime(st.PID); serr != nil || started != c.rec.PIDStart {
-			unix.Close(fd)
-			err = unix.ESRCH
-		}
-	}
-	if err != nil {
+	if c.pidfd, err = pidfd.Open(st.PID, c.rec.PIDStart); err != nil {
 		// It ended while no keeper lived. The daemon may hold a pidfd that knows how.
-		s.log.Info("a container ended while no keeper lived", "container", id)
-		c.unknown = true
-	} else {
-		c.pidfd = os.NewFile(uintptr(fd), "pidfd")
-		c.child = ownChild(st.PID)
-		if err := c.watchExit(); err != nil {
-			return err
-		}
-		s.log.Info("a running container is taken over", "container", id, "pid", st.PID)
-	}
-	s.containers[id] = c
-	if !c.rec.Terminal {
+		s.log.Info("a container ended while no keeper lived", "container", c.id)
+		c.pidfd, c.unknown = nil, true
 		return c.out.start()
 	}
-	return nil
+	c.child = ownChild(st.PID)
+	if c.group != nil {
+		if frozen, err := c.group.Frozen(); err == nil && frozen {
+			st.State = keeper.Paused
+		} else if err == nil {
+			st.State = keeper.Running
+		}
+	}
+	if c.out.log != nil && !c.out.log.pos.begun {
+		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+		c.settleStart(ctx)
+		cancel()
+		// One that never began is gone before anybody asks for it.
+		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(p, 0); n > 0 {
+			c.onExit()
+			if _, err := s.find(c.id); err != nil {
+				return nil
+			}
+		}
+	}
+	s.log.Info("a running container is taken over", "container", c.id, "pid", st.PID)
+	if err := c.out.start(); err != nil {
+		return err
+	}
+	if c.pidfd == nil {
+		return nil
+	}
+	return c.watchExit(unix.EPOLLIN)
 }
 
 // ownChild tells whether the process is a child of this one: after an upgrade it is.

@@ -8,15 +8,12 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,9 +44,10 @@ type Server struct {
 	poll *poller
 	lock *os.File // held as long as the process lives
 
-	upgraded bool // this process was another binary before
+	inherited map[string]*os.File // from the binary that this process was before
 
-	locks keylock.Locks // by container: one mutating operation at a time
+	locks    keylock.Locks // by container: one mutating operation at a time
+	profiles sync.Mutex    // one writer of seccomp profiles at a time
 
 	// gate is held for reading by every operation, and for writing by an upgrade.
 	gate sync.RWMutex
@@ -63,8 +61,8 @@ type Server struct {
 	stopping   chan struct{}
 }
 
-// SocketPath is where the keeper of the directory listens.
-func SocketPath(dir string) string { return filepath.Join(dir, "keeper.sock") }
+// frame is short for what everything here deals with.
+type frame = wire.Frame
 
 // Open takes the directory's lock (errs.InUse where another keeper has it), reads
 // what an earlier keeper has left, and goes on with it.
@@ -74,10 +72,15 @@ func Open(o Options) (_ *Server, err error) {
 		containers: make(map[string]*container), execs: make(map[uint64]*execProcess),
 		clients: make(map[*client]struct{}), stopping: make(chan struct{}),
 	}
-	if err := os.MkdirAll(filepath.Join(o.Dir, "containers"), 0o700); err != nil {
+	for _, dir := range []string{"containers", "seccomp"} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.inherit(); err != nil {
 		return nil, err
 	}
-	if s.inherit(); s.lock == nil {
+	if s.lock == nil {
 		if s.lock, err = takeLock(filepath.Join(o.Dir, "lock")); err != nil {
 			return nil, err
 		}
@@ -95,10 +98,7 @@ func Open(o Options) (_ *Server, err error) {
 	if err := s.recover(); err != nil {
 		return nil, err
 	}
-	s.inheritTerminals()
-	if s.upgraded {
-		s.adoptStrays()
-	}
+	s.inheritRest()
 	return s, nil
 }
 
@@ -134,7 +134,36 @@ func takeLock(path string) (*os.File, error) {
 
 // Serve answers clients until Shutdown.
 func (s *Server) Serve() error {
-	path := SocketPath(s.o.Dir)
+	if s.listener == nil {
+		if err := s.listen(); err != nil {
+			return err
+		}
+	}
+	s.log.Info("ready", "directory", s.o.Dir, "containers", len(s.list()))
+	for {
+		c, err := s.listener.AcceptUnix()
+		if err == nil {
+			go s.serve(c)
+			continue
+		}
+		select {
+		case <-s.stopping:
+			return nil
+		default:
+		}
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ECONNABORTED) {
+			return err
+		}
+		s.log.Error("a connection could not be accepted", "error", err)
+		time.Sleep(acceptPause)
+	}
+}
+
+// acceptPause keeps a keeper that has run out of descriptors from spinning.
+const acceptPause = 100 * time.Millisecond
+
+func (s *Server) listen() error {
+	path := keeper.Socket(s.o.Dir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -144,192 +173,11 @@ func (s *Server) Serve() error {
 	if err != nil {
 		return err
 	}
+	l.SetUnlinkOnClose(false)
 	s.mu.Lock()
 	s.listener = l
 	s.mu.Unlock()
-	s.log.Info("ready", "socket", path, "containers", len(s.containers))
-	for {
-		c, err := l.AcceptUnix()
-		if err != nil {
-			select {
-			case <-s.stopping:
-				return nil
-			default:
-			}
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ECONNABORTED) {
-				s.log.Error("accept", "error", err)
-				continue
-			}
-			return err
-		}
-		go s.serve(c)
-	}
-}
-
-// client is one connection.
-type client struct {
-	conn   *wire.Conn
-	events bool // guarded by Server.mu
-	hold   bool // guarded by Server.mu
-}
-
-func (s *Server) serve(nc *net.UnixConn) {
-	c := &client{conn: wire.NewConn(nc)}
-	defer c.conn.Close()
-	if uid, err := c.conn.PeerUID(); err != nil || uid != 0 && int(uid) != os.Geteuid() {
-		s.log.Warn("a connection was refused", "uid", uid, "error", err)
-		return
-	}
-	s.mu.Lock()
-	s.clients[c] = struct{}{}
-	s.mu.Unlock()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer func() {
-		cancel()
-		s.mu.Lock()
-		delete(s.clients, c)
-		s.mu.Unlock()
-	}()
-	greeted := false
-	for {
-		f, err := c.conn.Receive()
-		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
-				s.log.Warn("a connection was ended", "error", err)
-			}
-			return
-		}
-		if !greeted {
-			var h keeper.Hello
-			if f.Op != "hello" || f.Decode(&h) != nil || h.Version != wire.Version {
-				a := &wire.Frame{ID: f.ID}
-				a.Fail(errs.New(errs.Unsupported, "the keeper speaks version %d; this client says %q, version %d", wire.Version, f.Op, h.Version))
-				f.CloseFiles()
-				c.conn.Send(a)
-				return
-			}
-			greeted = true
-			a := &wire.Frame{ID: f.ID}
-			a.Encode(keeper.HelloReply{Version: wire.Version, PID: os.Getpid(), Build: s.o.Build})
-			f.CloseFiles()
-			if c.conn.Send(a) != nil {
-				return
-			}
-			continue
-		}
-		if f.ID == 0 {
-			f.CloseFiles()
-			return
-		}
-		if f.Op == "adopt" || f.Op == "hold" || f.Op == "events" {
-			s.answer(ctx, c, f) // in the order in which they come
-			continue
-		}
-		go s.answer(ctx, c, f)
-	}
-}
-
-// answer carries out one request. A panic ends that request only.
-func (s *Server) answer(ctx context.Context, c *client, f *wire.Frame) {
-	a := &wire.Frame{ID: f.ID}
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.Error("a request panicked", "op", f.Op, "panic", p)
-			a = &wire.Frame{ID: f.ID}
-			a.Fail(errs.New(errs.Internal, "the keeper failed in %s; see its log", f.Op))
-		}
-		f.CloseFiles()
-		if err := c.conn.Send(a); err != nil {
-			s.log.Debug("an answer was not taken", "op", f.Op, "error", err)
-		}
-		a.CloseFiles()
-	}()
-	op, ok := operations[f.Op]
-	if !ok {
-		a.Fail(errs.New(errs.Unsupported, "the keeper does not know the request %q", f.Op))
-		return
-	}
-	if !op.waits {
-		s.gate.RLock()
-		defer s.gate.RUnlock()
-	}
-	reply, files, err := op.do(s, ctx, c, f)
-	if err != nil {
-		for _, file := range files {
-			file.Close()
-		}
-		a.Fail(err)
-		return
-	}
-	a.Files = files
-	if err := a.Encode(reply); err != nil {
-		a.Fail(err)
-	}
-}
-
-// operation carries out a request. It takes files out of the frame by clearing
-// f.Files; the files that it returns are sent and then closed.
-type operation struct {
-	do    func(s *Server, ctx context.Context, c *client, f *wire.Frame) (reply any, files []*os.File, err error)
-	waits bool // may take as long as it wants: does not hold up an upgrade
-}
-
-// on makes an operation of a function of a request of type R.
-func on[R any](fn func(s *Server, ctx context.Context, r R) (any, error)) operation {
-	return operation{do: func(s *Server, ctx context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
-		var r R
-		if err := f.Decode(&r); err != nil {
-			return nil, nil, err
-		}
-		reply, err := fn(s, ctx, r)
-		return reply, nil, err
-	}}
-}
-
-var operations map[string]operation
-
-func init() {
-	operations = map[string]operation{
-		"create": {do: (*Server).opCreate},
-		"run":    {do: (*Server).opRun},
-		"start":  on(func(s *Server, ctx context.Context, r keeper.IDRequest) (any, error) { return s.start(ctx, r.ID) }),
-		"delete": on(func(s *Server, ctx context.Context, r keeper.IDRequest) (any, error) { return nil, s.delete(ctx, r.ID) }),
-		"signal": on((*Server).signal),
-		"status": on((*Server).status),
-		"list":   on(func(s *Server, _ context.Context, _ struct{}) (any, error) { return s.list(), nil }),
-		"wait":   {do: (*Server).opWait, waits: true},
-		"reopen-log": on(func(s *Server, _ context.Context, r keeper.IDRequest) (any, error) {
-			return nil, s.with(r.ID, func(c *container) error { c.out.mu.Lock(); defer c.out.mu.Unlock(); return c.out.log.reopen() })
-		}),
-		"update": on((*Server).update),
-		"pause": on(func(s *Server, ctx context.Context, r keeper.IDRequest) (any, error) {
-			return nil, s.freeze(ctx, r.ID, true)
-		}),
-		"resume": on(func(s *Server, ctx context.Context, r keeper.IDRequest) (any, error) {
-			return nil, s.freeze(ctx, r.ID, false)
-		}),
-		"exec": {do: (*Server).opExec},
-		"exec-wait": {waits: true, do: func(s *Server, ctx context.Context, _ *client, f *wire.Frame) (any, []*os.File, error) {
-			var r keeper.ExecSignal
-			if err := f.Decode(&r); err != nil {
-				return nil, nil, err
-			}
-			x, err := s.execWait(ctx, r.Exec)
-			return x, nil, err
-		}},
-		"exec-signal": on((*Server).execSignal),
-		"attach":      {do: (*Server).opAttach},
-		"stdin":       {do: (*Server).opStdin},
-		"close-stdin": on(func(s *Server, _ context.Context, r keeper.IDRequest) (any, error) {
-			return nil, s.with(r.ID, s.closeStdin)
-		}),
-		"resize":   on((*Server).resize),
-		"events":   {do: (*Server).opEvents},
-		"hold":     {do: (*Server).opHold},
-		"adopt":    {do: (*Server).opAdopt},
-		"upgrade":  {do: (*Server).opUpgrade, waits: true},
-		"shutdown": {do: (*Server).opShutdown, waits: true},
-	}
+	return nil
 }
 
 // find returns the container, or errs.NotFound.
@@ -341,14 +189,6 @@ func (s *Server) find(id string) (*container, error) {
 		return nil, errs.New(errs.NotFound, "container %s does not exist", id)
 	}
 	return c, nil
-}
-
-func (s *Server) with(id string, fn func(*container) error) error {
-	c, err := s.find(id)
-	if err != nil {
-		return err
-	}
-	return fn(c)
 }
 
 func (s *Server) list() []keeper.Status {
@@ -373,51 +213,25 @@ func (s *Server) status(_ context.Context, r keeper.IDRequest) (any, error) {
 	return c.status(), nil
 }
 
-// publish tells every client that asked for events.
-func (s *Server) publish(e keeper.Event) {
-	raw, err := json.Marshal(e)
-	if err != nil {
-		return
-	}
-	for _, c := range s.listening(func(c *client) bool { return c.events }) {
-		if err := c.conn.Send(&wire.Frame{Op: "event", Body: raw}); err != nil {
-			s.log.Debug("an event was not taken", "error", err)
-		}
-	}
+func (s *Server) opShutdown(_ context.Context, _ *client, _ *frame) (any, []*os.File, error) {
+	return nil, nil, s.Shutdown()
 }
 
-func (s *Server) listening(want func(*client) bool) (list []*client) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.clients {
-		if want(c) {
-			list = append(list, c)
-		}
-	}
-	return list
-}
-
-func (s *Server) opEvents(_ context.Context, c *client, _ *wire.Frame) (any, []*os.File, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.events = true
-	return nil, nil, nil
-}
-
-func (s *Server) opShutdown(_ context.Context, _ *client, _ *wire.Frame) (any, []*os.File, error) {
+// Shutdown ends Serve. errs.InUse while containers exist: they would lose their parent.
+func (s *Server) Shutdown() error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n := len(s.containers); n > 0 {
-		return nil, nil, errs.New(errs.InUse, "the keeper has %d containers; delete them first", n)
+		return errs.New(errs.InUse, "the keeper has %d containers; delete them first", n)
 	}
 	select {
 	case <-s.stopping:
 	default:
 		close(s.stopping)
-		os.Remove(SocketPath(s.o.Dir))
+		os.Remove(keeper.Socket(s.o.Dir))
 		s.listener.Close()
 	}
-	return nil, nil, nil
+	return nil
 }

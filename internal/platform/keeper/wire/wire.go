@@ -1,27 +1,34 @@
-// Package wire is the protocol between the daemon and the keeper: frames of JSON
-// over a unix stream socket, with open descriptors beside them (SCM_RIGHTS, unix(7)).
+// Package wire is the protocol between the daemon and the keeper: frames over a unix
+// stream socket, with open descriptors beside them (SCM_RIGHTS, unix(7)).
 //
-// A frame is a header of 8 bytes, sent in one message together with the
-// descriptors, and the body:
+// A frame is a prefix of 8 bytes, sent in one message together with the
+// descriptors, a head and a body:
 //
 //	0  uint32, little-endian   length of the body, at most MaxBody
-//	4  uint8                   number of descriptors, at most MaxFiles
-//	5  3 bytes                 zero
+//	4  uint16, little-endian   length of the head, at most MaxHead
+//	6  uint8                   number of descriptors, at most MaxFiles
+//	7  uint8                   zero
+//	8  head                    one JSON object: id, op, err, kind
+//	   body                    one JSON value, or nothing
 //
-// The body is one JSON object, Frame. A request carries an ID of the client's
-// choosing; its answer carries the same. A frame of the server's with ID 0 is an
-// event. Requests are answered in any order.
+// The body is apart from the head so that a large one (a specification) is scanned only
+// by the one who decodes it. A request carries an id of the client's choosing; its answer
+// carries the same. A frame of the server's with id 0 is an event. Requests are answered
+// in any order.
 package wire
 
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,22 +38,27 @@ import (
 const (
 	// Version is said in the first request; the two sides must agree.
 	Version = 1
-	// MaxBody bounds a frame: a specification with a large environment fits.
+	// MaxBody bounds a body: a specification with a large environment fits.
 	MaxBody = 8 << 20
+	// MaxHead bounds a head; a longer error is cut.
+	MaxHead = 1<<16 - 1
 	// MaxFiles is what the kernel passes in one message (SCM_MAX_FD).
 	MaxFiles = 253
 
-	headerSize = 8
+	prefixSize = 8
+	maxError   = 8 << 10
+	// firstRead is how much memory a frame gets on its word alone; more only as it comes.
+	firstRead = 64 << 10
 )
 
 // Frame is a request, an answer or an event.
 type Frame struct {
-	ID   uint64          `json:"id,omitempty"`
-	Op   string          `json:"op,omitempty"`   // of requests and events
-	Err  string          `json:"err,omitempty"`  // of answers
-	Kind string          `json:"kind,omitempty"` // the error's kind
-	Body json.RawMessage `json:"body,omitempty"`
+	ID   uint64 `json:"id,omitempty"`
+	Op   string `json:"op,omitempty"`   // of requests and events
+	Err  string `json:"err,omitempty"`  // of answers
+	Kind string `json:"kind,omitempty"` // the error's kind
 
+	Body []byte `json:"-"` // JSON
 	// Files are the receiver's to close.
 	Files []*os.File `json:"-"`
 }
@@ -62,6 +74,9 @@ func (f *Frame) CloseFiles() {
 // Fail makes the frame carry the error.
 func (f *Frame) Fail(err error) {
 	f.Err, f.Kind = err.Error(), errs.KindOf(err).Error()
+	if len(f.Err) > maxError {
+		f.Err = f.Err[:maxError] + " …"
+	}
 }
 
 // Failure returns the error that the frame carries, or nil.
@@ -77,8 +92,8 @@ func (f *Frame) Encode(v any) error {
 	if v == nil {
 		return nil
 	}
-	raw, err := json.Marshal(v)
-	f.Body = raw
+	var err error
+	f.Body, err = json.Marshal(v)
 	return err
 }
 
@@ -96,8 +111,10 @@ func (f *Frame) Decode(v any) error {
 // Conn sends and receives frames. Send may be called from several goroutines,
 // Receive from one.
 type Conn struct {
-	c  *net.UnixConn
-	mu sync.Mutex // one frame at a time is sent
+	c       *net.UnixConn
+	mu      sync.Mutex // one frame at a time is sent
+	timeout time.Duration
+	oob     [unix.SizeofCmsghdr + 1024]byte // MaxFiles of them, and padding; for Receive
 }
 
 // NewConn takes over the connection.
@@ -123,46 +140,59 @@ func (c *Conn) PeerUID() (uid uint32, err error) {
 	return cred.Uid, nil
 }
 
+// SetSendTimeout bounds every Send from now on; one that takes longer fails, and the
+// connection is of no use any more.
+func (c *Conn) SetSendTimeout(d time.Duration) { c.timeout = d }
+
 // Send sends the frame. Its files stay the caller's.
 func (c *Conn) Send(f *Frame) error {
-	body, err := json.Marshal(f)
+	head, err := json.Marshal(f)
 	if err != nil {
 		return err
 	}
-	if len(body) > MaxBody || len(f.Files) > MaxFiles {
-		return errs.New(errs.Invalid, "%s: a frame of %d bytes and %d descriptors is above the limit of %d and %d", f.Op, len(body), len(f.Files), MaxBody, MaxFiles)
+	if len(head) > MaxHead || len(f.Body) > MaxBody || len(f.Files) > MaxFiles {
+		return errs.New(errs.Invalid, "%s: a frame of %d bytes and %d descriptors is above the limit of %d and %d", f.Op, len(head)+len(f.Body), len(f.Files), MaxBody, MaxFiles)
 	}
-	var head [headerSize]byte
-	binary.LittleEndian.PutUint32(head[:], uint32(len(body)))
-	head[4] = byte(len(f.Files))
+	buf := make([]byte, prefixSize, prefixSize+len(head)+len(f.Body))
+	binary.LittleEndian.PutUint32(buf, uint32(len(f.Body)))
+	binary.LittleEndian.PutUint16(buf[4:], uint16(len(head)))
+	buf[6] = byte(len(f.Files))
+	buf = append(append(buf, head...), f.Body...)
 	var oob []byte
 	if len(f.Files) > 0 {
 		fds := make([]int, len(f.Files))
 		for i, file := range f.Files {
-			fds[i] = int(file.Fd())
+			// Not Fd: that makes a pipe of the Go caller's blocking.
+			raw, err := file.SyscallConn()
+			if err != nil {
+				return err
+			}
+			if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+				return err
+			}
 		}
 		oob = unix.UnixRights(fds...)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if oob == nil { // one system call
-		buf := append(head[:], body...)
-		_, err = c.c.Write(buf)
-		return err
+	if c.timeout > 0 {
+		c.c.SetWriteDeadline(time.Now().Add(c.timeout))
 	}
-	n, _, err := c.c.WriteMsgUnix(head[:], oob, nil)
-	if err == nil && n < headerSize {
-		_, err = c.c.Write(head[n:])
+	n := 0
+	if oob != nil {
+		// A descriptor travels with the first byte of the message that it was sent with.
+		if n, _, err = c.c.WriteMsgUnix(buf[:prefixSize], oob, nil); err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		_, err = c.c.Write(body)
-	}
+	_, err = c.c.Write(buf[n:])
+	runtime.KeepAlive(f)
 	return err
 }
 
 // Receive returns the next frame. io.EOF is the end between two frames.
 func (c *Conn) Receive() (*Frame, error) {
-	var head [headerSize]byte
+	var prefix [prefixSize]byte
 	var files []*os.File
 	fail := func(err error) (*Frame, error) {
 		for _, f := range files {
@@ -170,17 +200,16 @@ func (c *Conn) Receive() (*Frame, error) {
 		}
 		return nil, err
 	}
-	oob := make([]byte, unix.CmsgSpace(MaxFiles*4))
-	for got := 0; got < headerSize; {
-		n, oobn, flags, _, err := c.c.ReadMsgUnix(head[got:], oob)
+	for got := 0; got < prefixSize; {
+		n, oobn, flags, _, err := c.c.ReadMsgUnix(prefix[got:], c.oob[:])
 		if oobn > 0 {
-			more, perr := parseRights(oob[:oobn])
+			more, perr := parseRights(c.oob[:oobn])
 			files = append(files, more...)
 			if perr != nil {
 				return fail(perr)
 			}
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return fail(err)
 		}
 		if n == 0 {
@@ -194,18 +223,10 @@ func (c *Conn) Receive() (*Frame, error) {
 		}
 		got += n
 	}
-	size, count := binary.LittleEndian.Uint32(head[:]), int(head[4])
-	if size > MaxBody || head[5]|head[6]|head[7] != 0 {
-		return fail(errs.New(errs.Invalid, "a frame with the header % x is none", head))
-	}
-	if count != len(files) {
+	if count := int(prefix[6]); count != len(files) {
 		return fail(errs.New(errs.Invalid, "a frame announces %d descriptors and brings %d", count, len(files)))
 	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(c.c, body); err != nil {
-		return fail(err)
-	}
-	f, err := decode(body)
+	f, err := decode(prefix, c.c)
 	if err != nil {
 		return fail(err)
 	}
@@ -213,11 +234,32 @@ func (c *Conn) Receive() (*Frame, error) {
 	return f, nil
 }
 
-func decode(body []byte) (*Frame, error) {
-	f := new(Frame)
-	if err := json.Unmarshal(body, f); err != nil {
-		return nil, errs.New(errs.Invalid, "a frame's body is not an object: %w", err)
+// decode reads what follows a prefix. It allocates no more than what has come, and
+// firstRead.
+func decode(prefix [prefixSize]byte, r io.Reader) (*Frame, error) {
+	size, head := int(binary.LittleEndian.Uint32(prefix[:])), int(binary.LittleEndian.Uint16(prefix[4:]))
+	if size > MaxBody || prefix[6] > MaxFiles || prefix[7] != 0 {
+		return nil, errs.New(errs.Invalid, "% x does not begin a frame", prefix)
 	}
+	buf := make([]byte, 0, min(head+size, firstRead))
+	for len(buf) < head+size {
+		if len(buf) == cap(buf) {
+			buf = slices.Grow(buf, min(head+size-len(buf), len(buf)))
+		}
+		n, err := r.Read(buf[len(buf):min(cap(buf), head+size)])
+		buf = buf[:len(buf)+n]
+		if err != nil && len(buf) < head+size {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	f := new(Frame)
+	if err := json.Unmarshal(buf[:head], f); err != nil {
+		return nil, errs.New(errs.Invalid, "the head of a frame is not an object: %w", err)
+	}
+	f.Body = buf[head:]
 	return f, nil
 }
 
@@ -232,7 +274,7 @@ func parseRights(oob []byte) (files []*os.File, err error) {
 			return files, fmt.Errorf("an unexpected control message: %w", err)
 		}
 		for _, fd := range fds {
-			syscall.CloseOnExec(fd)
+			// ReadMsgUnix has asked for MSG_CMSG_CLOEXEC.
 			files = append(files, os.NewFile(uintptr(fd), "passed"))
 		}
 	}

@@ -1,0 +1,91 @@
+package keeper_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/orlop-io/orlop/internal/platform/keeper"
+)
+
+// The keeper is killed again and again under writers; every line is there once.
+func TestKilledUnderWriters(t *testing.T) {
+	r := newRig(t)
+	const n = 20000
+	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 3", n)
+	for _, id := range []string{"a", "b"} {
+		s := r.sh(id, script)
+		s.Log.MaxBytes, s.Log.MaxFiles = 400_000, 9
+		r.run(s)
+	}
+	kills := 0
+	for kills < 60 {
+		time.Sleep(time.Duration(5+kills%17) * time.Millisecond) // another instant each time
+		r.kill()
+		r.spawn()
+		kills++
+		if l, _ := r.c.List(r.ctx); l[0].State == keeper.Stopped && l[1].State == keeper.Stopped {
+			break
+		}
+	}
+	for _, id := range []string{"a", "b"} {
+		if x := r.wait(id); x.Code != 3 || !x.Known {
+			t.Errorf("%s: exit %+v\n%s", id, x, r.keeperLog())
+		}
+		next := map[string]int{}
+		for _, l := range r.log(id) {
+			stream, text, _ := strings.Cut(l, " F ")
+			want := fmt.Sprintf("%s %d", map[string]string{"stdout": "line", "stderr": "err"}[stream], next[stream])
+			if text != want {
+				t.Fatalf("%s after %d kills: %q, want %q", id, kills, l, want)
+			}
+			next[stream]++
+		}
+		if next["stdout"] != n || next["stderr"] != n {
+			t.Errorf("%s: %d and %d lines of %d", id, next["stdout"], next["stderr"], n)
+		}
+	}
+	t.Logf("the keeper was killed %d times", kills)
+}
+
+// A container that ends while no keeper lives tells its exit code and its last words.
+func TestEndsWithoutKeeper(t *testing.T) {
+	r := newRig(t)
+	st := r.run(r.sh("a", "cat; echo last words; exit 42"))
+	_ = st
+	s := r.sh("b", "read x; echo got $x; exit 43")
+	s.Stdin = true
+	r.run(s)
+	w, err := r.c.StdinWriter(r.ctx, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wait("a") // stdin is /dev/null
+	r.kill()
+	fmt.Fprintln(w, "hello")
+	w.Close()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		raw, _ := os.ReadFile(r.dir + "/containers/b/state.json")
+		var pid int
+		if i := strings.Index(string(raw), `"PID":`); i > 0 {
+			fmt.Sscanf(string(raw)[i+6:], "%d", &pid)
+		}
+		if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(st), ") Z ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the container did not end")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	r.spawn()
+	if x := r.wait("b"); x.Code != 43 || !x.Known {
+		t.Errorf("exit %+v", x)
+	}
+	if got := strings.Join(r.log("b"), "|"); got != "stdout F got hello" {
+		t.Errorf("log: %s", got)
+	}
+}
