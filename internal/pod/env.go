@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -22,15 +21,14 @@ type envSource struct {
 	Resource          func(ResourceRef) (string, error)
 }
 
-// envName is what a variable taken from a key may be called.
-var envName = regexp.MustCompile(`^[-._a-zA-Z][-._a-zA-Z0-9]*$`)
-
 // resolveEnv returns the environment as Kubernetes composes it: the image's, then
-// envFrom in order, then env in order, later ones winning; $(NAME) in a value stands
-// for a variable before it.
+// envFrom in order, then env in order, later ones winning. $(NAME) in a value stands
+// for a variable before it; the image's are not known to Kubernetes, so that $(PATH)
+// stays as it is unless the manifest sets PATH.
 func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
-	vars := make(map[string]string)
+	vars, declared := make(map[string]string), make(map[string]string)
 	var order []string
+	var bad error
 	set := func(k, v string) {
 		if _, ok := vars[k]; !ok {
 			order = append(order, k)
@@ -39,6 +37,13 @@ func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
 	}
 	for _, kv := range image {
 		k, v, _ := strings.Cut(kv, "=")
+		set(k, v)
+	}
+	declare := func(k, v string) {
+		if bad == nil && strings.ContainsRune(k+v, 0) { // the kernel would cut it there
+			bad = errs.New(errs.Invalid, "variable %s of container %s has a zero byte, which no variable can hold; mount the value as a file", k, c.Name)
+		}
+		declared[k] = v
 		set(k, v)
 	}
 	for _, from := range c.EnvFrom {
@@ -54,19 +59,20 @@ func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
 			return nil, fmt.Errorf("environment of container %s from %s %s: %w", c.Name, kind, name, err)
 		}
 		for _, k := range slices.Sorted(maps.Keys(data)) {
-			if envName.MatchString(from.Prefix + k) {
-				set(from.Prefix+k, string(data[k]))
-			}
+			declare(from.Prefix+k, string(data[k]))
 		}
 	}
 	for _, e := range c.Env {
-		value, ok, err := envValue(e, vars, src)
+		value, ok, err := envValue(e, declared, src)
 		if err != nil {
 			return nil, fmt.Errorf("variable %s of container %s: %w", e.Name, c.Name, err)
 		}
 		if ok {
-			set(e.Name, value)
+			declare(e.Name, value)
 		}
+	}
+	if bad != nil {
+		return nil, bad
 	}
 	env := make([]string, 0, len(order))
 	for _, k := range order {
@@ -84,7 +90,7 @@ func envValue(e EnvVar, vars map[string]string, src envSource) (value string, ok
 	case ref != nil:
 		data, err := lookup(ref.Name)
 		if err != nil && !(isGone(err) && ref.Optional) {
-			return "", false, err
+			return "", false, fmt.Errorf("key %q of %s %s: %w", ref.Key, kind, ref.Name, err)
 		}
 		b, ok := data[ref.Key]
 		if !ok && !ref.Optional {
@@ -126,9 +132,10 @@ func expand(s string, vars map[string]string) string {
 			i++
 		case '(':
 			end := strings.IndexByte(s[i:], ')')
-			if end < 0 {
-				b.WriteString(s[i:])
-				return b.String()
+			if end < 0 { // what follows may still hold an escape
+				b.WriteString("$(")
+				i++
+				continue
 			}
 			name := s[i+2 : i+end]
 			if v, ok := vars[name]; ok {
@@ -238,6 +245,11 @@ func resourceValue(p *Spec, self *Container, r ResourceRef) (string, error) {
 		return otherwise
 	}
 	var milli int64
+	_, resource, _ := strings.Cut(r.Resource, ".")
+	if size, ok := strings.CutPrefix(resource, "hugepages-"); ok && (r.Resource == "limits."+resource || r.Resource == "requests."+resource) {
+		// A request of huge pages is always the limit.
+		return ceilDiv(c.Resources.HugepageBytes[size]*1000, pick(r.DivisorMilli, 1000)), nil
+	}
 	switch r.Resource {
 	case "limits.cpu":
 		milli = pick(c.Resources.CPULimitMilli, int64(runtime.NumCPU())*1000)
@@ -254,6 +266,13 @@ func resourceValue(p *Spec, self *Container, r ResourceRef) (string, error) {
 	default:
 		return "", errs.New(errs.Invalid, "the downward API has no resource %q", r.Resource)
 	}
-	div := pick(r.DivisorMilli, 1000)
-	return strconv.FormatInt((milli+div-1)/div, 10), nil
+	return ceilDiv(milli, pick(r.DivisorMilli, 1000)), nil
+}
+
+func ceilDiv(n, by int64) string {
+	q := n / by
+	if n%by > 0 {
+		q++
+	}
+	return strconv.FormatInt(q, 10)
 }
