@@ -13,13 +13,13 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/web"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -79,20 +79,21 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 	defer os.Remove(pidFile(c))
 
 	// The sockets answer from here on; /readyz says no until stock has been taken.
-	var ready atomic.Bool
+	ready := make(chan struct{})
 	webHandler := web.New(web.Options{Version: version, Sources: h.sources(), Ready: func(context.Context) error {
-		if !ready.Load() {
+		select {
+		case <-ready:
+			return nil
+		default:
 			return errs.New(errs.Unavailable, "the daemon is taking stock of what runs")
 		}
-		return nil
 	}})
-	control, err := listenControl(c.Control)
+	socket, err := listenControl(c.Control)
 	if err != nil {
 		return err
 	}
-	// A panic in one request is logged and ends that request only: net/http sees to it.
-	servers := []*http.Server{h.controlServer(webHandler)}
-	listeners := []net.Listener{control}
+	servers := []*http.Server{control.NewServer(control.New(h.controlOptions(ready, webHandler)))}
+	listeners := []net.Listener{socket}
 	if c.Metrics.Listen != "off" {
 		l, err := net.Listen("tcp", c.Metrics.Listen)
 		if err != nil {
@@ -118,7 +119,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		if err := h.reconcile(ctx); err != nil {
 			return err
 		}
-		ready.Store(true)
+		close(ready)
 		sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 		log.Info("ready", "socket", c.Control.Socket, "after", time.Since(begin).Round(time.Millisecond))
 		return h.pods.Run(ctx)

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/pod"
+	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/volume"
 )
 
@@ -35,6 +38,30 @@ func (h *host) podOptions() pod.Options {
 		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
 		SeccompDir: c.Pod.SeccompDir, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
 		Log: h.log.With("domain", "pod"),
+	}
+}
+
+// controlOptions gives the control API what it serves.
+func (h *host) controlOptions(ready <-chan struct{}, fallback http.Handler) control.Options {
+	c := h.config
+	facts := control.Facts{
+		Version: version, Instance: c.Instance, Root: c.Root, Run: c.Run, Cgroup: c.Cgroup.Driver, StartedAt: time.Now(),
+		Warnings: h.network.Warnings(), Logs: filepath.Join(c.Root, "logs"), Containers: filepath.Join(c.Root, "containers"),
+	}
+	for _, b := range []string{c.Network.IPv4Block, c.Network.IPv6Block} {
+		if b != "" {
+			facts.Addresses = append(facts.Addresses, b)
+		}
+	}
+	return control.Options{
+		Pods: h.pods, Images: h.images, Volumes: h.volumes, Facts: facts, Ready: ready, Fallback: fallback, Log: h.log.With("server", "control"),
+		Keeper: h.pods.Keeper,
+		UpgradeKeeper: func(ctx context.Context, path string) (string, error) {
+			if path == "" {
+				path = keeperOptions(c).Binary
+			}
+			return h.pods.UpgradeKeeper(ctx, path)
+		},
 	}
 }
 

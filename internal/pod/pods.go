@@ -351,3 +351,29 @@ func (p *Pods) UsedImages() map[string]bool {
 	}
 	return used
 }
+
+// Keeper describes the keeper's process.
+func (p *Pods) Keeper(ctx context.Context) (string, error) {
+	c, err := p.runtime.get(ctx)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("process %d", c.PID()), nil
+}
+
+// UpgradeKeeper makes the keeper become the binary at the path. Containers do not notice.
+func (p *Pods) UpgradeKeeper(ctx context.Context, path string) (string, error) {
+	c, err := p.runtime.get(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := c.Upgrade(ctx, path); err != nil {
+		return "", err
+	}
+	select {
+	case <-c.Done():
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	return p.Keeper(ctx)
+}

@@ -84,3 +84,19 @@ type DeleteOptions struct {
 	Grace *time.Duration // nil: the pod's own
 	Wait  bool           // until it is gone
 }
+
+// Drain lets what the process has written be read to its end. What the process left
+// running may keep the streams open for ever; that is not waited for.
+func (s *Session) Drain(read func()) {
+	done := make(chan struct{})
+	go func() { read(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(drainPatience):
+		s.Close()
+		<-done
+	}
+}
+
+// drainPatience is how long the last output of a process that has ended may take.
+const drainPatience = 300 * time.Millisecond
