@@ -14,7 +14,6 @@ import (
 
 	"github.com/orlop-io/orlop/api/orlop/v1/orlopv1connect"
 	"github.com/orlop-io/orlop/internal/base/errs"
-	"github.com/orlop-io/orlop/internal/server/control/wire"
 )
 
 // Options say what stands behind the API.
@@ -77,7 +76,7 @@ func New(o Options) http.Handler {
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithRecover(func(ctx context.Context, spec connect.Spec, _ http.Header, p any) error {
 			s.log.Error("a request failed by a fault of the daemon", "procedure", spec.Procedure, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			return wire.Encode(errs.New(errs.Internal, "the daemon failed at this request; its log has the details: %v", p))
+			return encodeError(errs.New(errs.Internal, "the daemon failed at this request; its log has the details: %v", p))
 		}),
 	}
 	mux := http.NewServeMux()
@@ -129,7 +128,7 @@ func (i interceptor) admit(ctx context.Context, procedure string) error {
 func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		if err := i.admit(ctx, req.Spec().Procedure); err != nil {
-			return nil, wire.Encode(err)
+			return nil, encodeError(err)
 		}
 		resp, err := next(ctx, req)
 		if err != nil {
@@ -143,7 +142,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		if err := i.admit(ctx, conn.Spec().Procedure); err != nil {
-			return wire.Encode(err)
+			return encodeError(err)
 		}
 		return i.encode(conn.Spec().Procedure, next(ctx, conn))
 	}
@@ -161,5 +160,5 @@ func (i interceptor) encode(procedure string, err error) error {
 	if errs.KindOf(err) == errs.Internal {
 		i.log.Warn("request failed", "procedure", procedure, "error", err)
 	}
-	return wire.Encode(err)
+	return encodeError(err)
 }

@@ -1,8 +1,8 @@
 package control
 
 import (
+	"bufio"
 	"context"
-	"errors"
 	"io"
 
 	"connectrpc.com/connect"
@@ -31,15 +31,22 @@ func (s pieces) Write(b []byte) (n int, err error) {
 // CopyFrom implements the service.
 func (p pods) CopyFrom(ctx context.Context, req *connect.Request[orlopv1.CopyFromRequest], out *connect.ServerStream[orlopv1.CopyFromResponse]) error {
 	m := req.Msg
-	return p.o.Pods.CopyFrom(ctx, key(m.Namespace, m.Pod), m.Container, m.Path, pieces(func(b []byte) error {
+	w := bufio.NewWriterSize(pieces(func(b []byte) error {
 		return out.Send(&orlopv1.CopyFromResponse{Tar: b})
-	}))
+	}), piece)
+	if err := p.o.Pods.CopyFrom(ctx, key(m.Namespace, m.Pod), m.Container, m.Path, w); err != nil {
+		return err
+	}
+	return w.Flush()
 }
 
 // CopyTo implements the service.
 func (p pods) CopyTo(ctx context.Context, stream *connect.ClientStream[orlopv1.CopyToRequest]) (*connect.Response[orlopv1.CopyToResponse], error) {
-	if !stream.Receive() || stream.Msg().GetStart() == nil {
-		return nil, errors.Join(stream.Err(), errs.New(errs.Invalid, "the first message of a copy must be its start"))
+	if !stream.Receive() && stream.Err() != nil {
+		return nil, stream.Err()
+	}
+	if stream.Msg().GetStart() == nil {
+		return nil, errs.New(errs.Invalid, "the first message of a copy must be its start")
 	}
 	start := stream.Msg().GetStart()
 	r := &receiver{next: func() ([]byte, error) {
@@ -51,8 +58,14 @@ func (p pods) CopyTo(ctx context.Context, stream *connect.ClientStream[orlopv1.C
 		}
 		return stream.Msg().GetTar(), nil
 	}}
-	err := p.o.Pods.CopyTo(ctx, key(start.Namespace, start.Pod), start.Container, start.Path, r)
-	return connect.NewResponse(&orlopv1.CopyToResponse{}), err
+	if err := p.o.Pods.CopyTo(ctx, key(start.Namespace, start.Pod), start.Container, start.Path, r); err != nil {
+		return nil, err
+	}
+	// An archive ends before its stream does: there is padding.
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&orlopv1.CopyToResponse{}), nil
 }
 
 // receiver is an io.Reader of pieces.

@@ -1,8 +1,13 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
 
 	"connectrpc.com/connect"
 	"github.com/opencontainers/go-digest"
@@ -14,36 +19,37 @@ import (
 
 type images struct{ *server }
 
-// inUse tells whether a container of any pod uses an image.
+// inUse tells whether a container of any pod uses an image, as of the moment of asking.
 func (s *server) inUse() func(digest.Digest) bool {
-	used := s.o.Pods.UsedImages()
-	return func(id digest.Digest) bool { return used[id.String()] }
+	return func(id digest.Digest) bool { return s.o.Pods.UsedImages()[id.String()] }
 }
 
-func (s *server) encodeImage(ctx context.Context, i *image.Image, config bool) (*orlopv1.Image, error) {
+// users returns the pods that use each image, by its id.
+func (s *server) users(ctx context.Context) map[string][]string {
+	users := make(map[string][]string)
+	list, err := s.o.Pods.List(ctx)
+	if err != nil {
+		return users
+	}
+	for _, p := range list {
+		for _, c := range p.Containers {
+			if name := p.Spec.Key.String(); c.ImageID != "" && !slices.Contains(users[c.ImageID], name) {
+				users[c.ImageID] = append(users[c.ImageID], name)
+			}
+		}
+	}
+	return users
+}
+
+func encodeImage(i *image.Image, users map[string][]string) *orlopv1.Image {
 	m := &orlopv1.Image{
 		Id: i.ID.String(), Names: i.Names, Digests: i.Digests, Manifest: i.Manifest.String(), SizeBytes: i.SizeBytes,
-		UnpackedBytes: i.UnpackedBytes, CreatedAt: stamp(i.Created), Platform: i.Platform, Pinned: i.Pinned,
+		UnpackedBytes: i.UnpackedBytes, CreatedAt: stamp(i.Created), Platform: i.Platform, Pinned: i.Pinned, UsedBy: users[i.ID.String()],
 	}
 	for _, d := range i.Layers {
 		m.Layers = append(m.Layers, d.String())
 	}
-	pods, err := s.o.Pods.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pods {
-		for _, c := range p.Containers {
-			if c.ImageID == m.Id {
-				m.UsedBy = append(m.UsedBy, p.Spec.Key.String())
-				break
-			}
-		}
-	}
-	if config {
-		m.Config, err = toStruct(i.Config)
-	}
-	return m, err
+	return m
 }
 
 // List implements the service.
@@ -52,13 +58,10 @@ func (s images) List(ctx context.Context, _ *connect.Request[orlopv1.ListImagesR
 	if err != nil {
 		return nil, err
 	}
+	users := s.users(ctx)
 	resp := &orlopv1.ListImagesResponse{}
 	for i := range list {
-		m, err := s.encodeImage(ctx, &list[i], false)
-		if err != nil {
-			return nil, err
-		}
-		resp.Images = append(resp.Images, m)
+		resp.Images = append(resp.Images, encodeImage(&list[i], users))
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -69,46 +72,54 @@ func (s images) Inspect(ctx context.Context, req *connect.Request[orlopv1.Inspec
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.encodeImage(ctx, &i, true)
-	return connect.NewResponse(&orlopv1.InspectImageResponse{Image: m}), err
+	m := encodeImage(&i, s.users(ctx))
+	if m.Config, err = toStruct(i.Config); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&orlopv1.InspectImageResponse{Image: m}), nil
 }
 
-func progress(p image.Progress) *orlopv1.LayerProgress {
-	return &orlopv1.LayerProgress{Layer: p.Layer.String(), Index: int32(p.Index), Count: int32(p.Count), DoneBytes: p.Done, TotalBytes: p.Total, State: string(p.State)}
-}
-
-// relay runs work, whose progress comes from any goroutine and must not wait, and
-// sends what it reports from this one: the stream takes one sender only. What the
-// client is too slow for is left out; the next report says more anyway.
+// relay runs work, whose reports come from any goroutine and must not wait, and sends
+// them from this one: a stream takes one sender only. A client that is slow sees the
+// latest state of each layer, and the last one always.
 func relay(work func(report func(image.Progress)) error, send func(*orlopv1.LayerProgress) error) error {
-	reports := make(chan image.Progress, 64)
-	done := make(chan error, 1)
+	var mu sync.Mutex
+	latest := make(map[int]image.Progress)
+	wake, done := make(chan struct{}, 1), make(chan error, 1)
+	flush := func() error {
+		mu.Lock()
+		now := latest
+		latest = make(map[int]image.Progress)
+		mu.Unlock()
+		for _, i := range slices.Sorted(maps.Keys(now)) {
+			p := now[i]
+			if err := send(&orlopv1.LayerProgress{
+				Layer: p.Layer.String(), Index: int32(p.Index), Count: int32(p.Count), DoneBytes: p.Done, TotalBytes: p.Total, State: string(p.State),
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	go func() {
-		err := work(func(p image.Progress) {
+		done <- work(func(p image.Progress) {
+			mu.Lock()
+			latest[p.Index] = p
+			mu.Unlock()
 			select {
-			case reports <- p:
+			case wake <- struct{}{}:
 			default:
 			}
 		})
-		done <- err
 	}()
 	for {
 		select {
-		case p := <-reports:
-			if err := send(progress(p)); err != nil {
-				return errors.Join(err, <-done)
+		case <-wake:
+			if err := flush(); err != nil {
+				return errors.Join(err, <-done) // the work ends with the request's context
 			}
 		case err := <-done:
-			for {
-				select {
-				case p := <-reports:
-					if serr := send(progress(p)); serr != nil {
-						return errors.Join(err, serr)
-					}
-				default:
-					return err
-				}
-			}
+			return errors.Join(err, flush())
 		}
 	}
 }
@@ -136,11 +147,7 @@ func (s images) Pull(ctx context.Context, req *connect.Request[orlopv1.PullImage
 	if err != nil {
 		return err
 	}
-	m, err := s.encodeImage(ctx, &img, false)
-	if err != nil {
-		return err
-	}
-	return out.Send(&orlopv1.PullImageResponse{Message: &orlopv1.PullImageResponse_Image{Image: m}})
+	return out.Send(&orlopv1.PullImageResponse{Message: &orlopv1.PullImageResponse_Image{Image: encodeImage(&img, nil)}})
 }
 
 func removed(r image.Removed) (untagged, ids []string, freed int64) {
@@ -174,12 +181,18 @@ func (s images) Prune(ctx context.Context, req *connect.Request[orlopv1.PruneIma
 
 // Tag implements the service.
 func (s images) Tag(ctx context.Context, req *connect.Request[orlopv1.TagImageRequest]) (*connect.Response[orlopv1.TagImageResponse], error) {
-	return connect.NewResponse(&orlopv1.TagImageResponse{}), s.o.Images.Tag(ctx, req.Msg.GetImage(), req.Msg.GetName())
+	if err := s.o.Images.Tag(ctx, req.Msg.GetImage(), req.Msg.GetName()); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&orlopv1.TagImageResponse{}), nil
 }
 
 // Pack implements the service.
 func (s images) Pack(ctx context.Context, req *connect.Request[orlopv1.PackImageRequest]) (*connect.Response[orlopv1.PackImageResponse], error) {
 	m := req.Msg
+	if !filepath.IsAbs(m.GetSource()) {
+		return nil, errs.New(errs.Invalid, "the source %q must be an absolute path: the daemon reads it", m.GetSource())
+	}
 	i, err := s.o.Images.Pack(ctx, image.PackOptions{
 		Source: m.GetSource(), Ref: m.GetName(), Entrypoint: m.GetEntrypoint(), Cmd: m.GetCommand(), Env: m.GetEnv(), User: m.GetUser(),
 		WorkDir: m.GetWorkingDir(), Labels: m.GetLabels(), Ports: m.GetPorts(),
@@ -187,8 +200,7 @@ func (s images) Pack(ctx context.Context, req *connect.Request[orlopv1.PackImage
 	if err != nil {
 		return nil, err
 	}
-	im, err := s.encodeImage(ctx, &i, false)
-	return connect.NewResponse(&orlopv1.PackImageResponse{Image: im}), err
+	return connect.NewResponse(&orlopv1.PackImageResponse{Image: encodeImage(&i, nil)}), nil
 }
 
 // Import implements the service.
@@ -200,6 +212,9 @@ func (s images) Import(ctx context.Context, stream *connect.BidiStream[orlopv1.I
 	start := first.GetStart()
 	if start == nil {
 		return errs.New(errs.Invalid, "the first message of an import must be its start")
+	}
+	if path := start.GetPath(); path != "" && !filepath.IsAbs(path) {
+		return errs.New(errs.Invalid, "the path %q must be absolute: the daemon reads it", path)
 	}
 	o := image.ImportOptions{Name: start.GetName(), Platform: start.GetPlatform()}
 	var list []image.Image
@@ -225,11 +240,7 @@ func (s images) Import(ctx context.Context, stream *connect.BidiStream[orlopv1.I
 	}
 	done := &orlopv1.ImportedImages{}
 	for i := range list {
-		m, err := s.encodeImage(ctx, &list[i], false)
-		if err != nil {
-			return err
-		}
-		done.Images = append(done.Images, m)
+		done.Images = append(done.Images, encodeImage(&list[i], nil))
 	}
 	return stream.Send(&orlopv1.ImportImageResponse{Message: &orlopv1.ImportImageResponse_Images{Images: done}})
 }
@@ -240,10 +251,21 @@ func (s images) Export(ctx context.Context, req *connect.Request[orlopv1.ExportI
 	if f == "" {
 		f = image.OCIArchive
 	}
-	if f == image.OCILayout {
+	switch f {
+	case image.OCIArchive, image.DockerArchive:
+	case image.OCILayout:
+		if !filepath.IsAbs(req.Msg.GetPath()) {
+			return errs.New(errs.Invalid, "an oci-layout is a directory, which the daemon writes: its path %q must be absolute", req.Msg.GetPath())
+		}
 		return s.o.Images.ExportDir(ctx, req.Msg.GetImages(), req.Msg.GetPath())
+	default:
+		return errs.New(errs.Invalid, "the format %q is none of oci-archive, docker-archive, oci-layout", f)
 	}
-	return s.o.Images.Export(ctx, req.Msg.GetImages(), pieces(func(b []byte) error {
+	w := bufio.NewWriterSize(pieces(func(b []byte) error {
 		return out.Send(&orlopv1.ExportImageResponse{Data: b})
-	}), f)
+	}), piece)
+	if err := s.o.Images.Export(ctx, req.Msg.GetImages(), w, f); err != nil {
+		return err
+	}
+	return w.Flush()
 }

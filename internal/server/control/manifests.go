@@ -3,7 +3,11 @@ package control
 import (
 	"cmp"
 	"context"
-	"time"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 
 	"connectrpc.com/connect"
 
@@ -11,9 +15,14 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/pod"
 	"github.com/orlop-io/orlop/internal/server/control/manifest"
+	"github.com/orlop-io/orlop/internal/volume"
 )
 
 type manifests struct{ *server }
+
+// order in which kinds are applied: what a pod needs comes before it. Deletion goes
+// the other way.
+var order = map[string]int{manifest.KindConfigMap: 0, manifest.KindSecret: 1, manifest.KindClaim: 2, manifest.KindPod: 3}
 
 func decode(files []*orlopv1.File) []manifest.File {
 	out := make([]manifest.File, len(files))
@@ -23,121 +32,143 @@ func decode(files []*orlopv1.File) []manifest.File {
 	return out
 }
 
-// Apply makes every object of the files be as described. What others need comes
-// first: config maps, secrets and claims before pods.
+// Apply implements the service.
 func (m manifests) Apply(ctx context.Context, req *connect.Request[orlopv1.ApplyRequest]) (*connect.Response[orlopv1.ApplyResponse], error) {
-	objects, err := manifest.Decode(decode(req.Msg.Files), req.Msg.Namespace)
+	if len(req.Msg.GetFiles()) == 0 {
+		return nil, errs.New(errs.Invalid, "no manifest is given")
+	}
+	objects, err := manifest.Decode(decode(req.Msg.GetFiles()), req.Msg.GetNamespace())
 	if err != nil {
 		return nil, err
 	}
-	resp := &orlopv1.ApplyResponse{Results: make([]*orlopv1.ObjectResult, len(objects))}
-	for _, podsNow := range []bool{false, true} {
-		for i, o := range objects {
-			if (o.Pod != nil) != podsNow {
-				continue
-			}
-			r := result(o.Ref, o.File, o.Line)
-			resp.Results[i] = r
-			if req.Msg.DryRun {
-				r.Change = "valid"
-				continue
-			}
-			change, err := m.apply(ctx, o)
+	slices.SortStableFunc(objects, func(a, b manifest.Object) int { return cmp.Compare(order[a.Kind], order[b.Kind]) })
+	resp := &orlopv1.ApplyResponse{}
+	for i := range objects {
+		r := result(&objects[i])
+		if req.Msg.GetDryRun() {
+			r.Change = "valid"
+		} else {
+			change, err := m.apply(ctx, &objects[i])
 			r.Change = string(change)
-			fail(r, err)
+			m.fail(r, err)
 		}
+		resp.Results = append(resp.Results, r)
 	}
 	return connect.NewResponse(resp), nil
 }
 
-func result(ref manifest.Ref, file string, line int) *orlopv1.ObjectResult {
-	return &orlopv1.ObjectResult{Ref: &orlopv1.Ref{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}, File: file, Line: int32(line)}
+func result(o *manifest.Object) *orlopv1.ObjectResult {
+	return &orlopv1.ObjectResult{Ref: &orlopv1.Ref{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name}, File: o.File, Line: int32(o.Line)}
 }
 
-func fail(r *orlopv1.ObjectResult, err error) {
-	if err != nil {
-		r.Change, r.Message, r.ErrorKind = "failed", err.Error(), errs.KindOf(err).Error()
+// fail notes an object's error. The others go on, so the request itself does not fail.
+func (m manifests) fail(r *orlopv1.ObjectResult, err error) {
+	if err == nil {
+		return
+	}
+	kind := errs.KindOf(err)
+	r.Change, r.Message, r.ErrorKind = "", err.Error(), kind.Error()
+	if kind == errs.Internal {
+		m.log.Warn("request failed for an object", "kind", r.Ref.Kind, "namespace", r.Ref.Namespace, "name", r.Ref.Name, "error", err)
 	}
 }
 
-func (m manifests) apply(ctx context.Context, o manifest.Object) (pod.Change, error) {
+func (m manifests) apply(ctx context.Context, o *manifest.Object) (pod.Change, error) {
 	switch {
 	case o.Pod != nil:
 		return m.o.Pods.Apply(ctx, *o.Pod)
 	case o.Config != nil:
 		return m.o.Pods.ApplyConfig(ctx, *o.Config)
 	}
-	old, err := m.o.Volumes.Claim(ctx, o.Namespace, o.Name)
+	before, err := m.o.Volumes.Claim(ctx, o.Namespace, o.Name)
 	existed := err == nil
-	c, err := m.o.Volumes.CreateClaim(ctx, *o.Claim)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return "", err
+	}
+	after, err := m.o.Volumes.CreateClaim(ctx, *o.Claim)
 	switch {
 	case err != nil:
 		return "", err
-	case !existed:
+	case !existed || before.Phase == volume.Pending:
 		return pod.ChangeCreated, nil
-	case c.SizeBytes != old.SizeBytes:
+	case before.SizeBytes != after.SizeBytes || before.CapacityBytes != after.CapacityBytes ||
+		!maps.Equal(before.Labels, after.Labels) || !maps.Equal(before.Annotations, after.Annotations):
 		return pod.ChangeUpdated, nil
 	}
 	return pod.ChangeUnchanged, nil
 }
 
-// Delete removes objects; pods go first, since they hold the others.
+// Delete implements the service. Of files only kinds and names are read, so that
+// what another version applied can be deleted.
 func (m manifests) Delete(ctx context.Context, req *connect.Request[orlopv1.DeleteRequest]) (*connect.Response[orlopv1.DeleteResponse], error) {
-	var refs []manifest.Ref
-	for _, r := range req.Msg.Refs {
-		ns := r.Namespace
-		if ns == "" {
-			ns = req.Msg.Namespace
+	q := req.Msg
+	var objects []manifest.Object
+	for _, r := range q.GetRefs() {
+		if _, ok := order[r.GetKind()]; !ok {
+			return nil, errs.New(errs.Invalid, "kind %q is none of Pod, PersistentVolumeClaim, ConfigMap, Secret", r.GetKind())
 		}
-		refs = append(refs, manifest.Ref{Kind: r.Kind, Namespace: cmp.Or(ns, "default"), Name: r.Name})
+		if r.GetName() == "" {
+			return nil, errs.New(errs.Invalid, "the %s to be deleted is not named", r.GetKind())
+		}
+		objects = append(objects, manifest.Object{Ref: manifest.Ref{Kind: r.GetKind(), Namespace: cmp.Or(r.GetNamespace(), q.GetNamespace(), "default"), Name: r.GetName()}})
 	}
-	if len(req.Msg.Files) > 0 {
-		objects, err := manifest.Decode(decode(req.Msg.Files), req.Msg.Namespace)
+	if len(q.GetFiles()) > 0 {
+		more, err := manifest.Refs(decode(q.GetFiles()), q.GetNamespace())
 		if err != nil {
 			return nil, err
 		}
-		for _, o := range objects {
-			refs = append(refs, o.Ref)
-		}
+		objects = append(objects, more...)
 	}
-	if len(refs) == 0 {
+	if len(objects) == 0 {
 		return nil, errs.New(errs.Invalid, "nothing is named to be deleted")
 	}
-	var grace *time.Duration
-	if req.Msg.Grace != nil {
-		d := req.Msg.Grace.AsDuration()
-		grace = &d
+	o := pod.DeleteOptions{Wait: !q.GetNoWait()}
+	if g := q.GetGrace(); g != nil {
+		d := g.AsDuration()
+		if d < 0 {
+			return nil, errs.New(errs.Invalid, "the grace %s is negative", d)
+		}
+		o.Grace = &d
 	}
-	resp := &orlopv1.DeleteResponse{Results: make([]*orlopv1.ObjectResult, len(refs))}
-	for _, podsNow := range []bool{true, false} {
-		for i, ref := range refs {
-			if (ref.Kind == manifest.KindPod) != podsNow {
-				continue
-			}
-			r := result(ref, "", 0)
-			resp.Results[i] = r
-			r.Change = "deleted"
-			err := m.delete(ctx, ref, pod.DeleteOptions{Grace: grace, Wait: !req.Msg.NoWait})
-			if req.Msg.IgnoreMissing && errs.KindOf(err) == errs.NotFound {
-				r.Change, err = "unchanged", nil
-			}
-			fail(r, err)
+	slices.SortStableFunc(objects, func(a, b manifest.Object) int { return cmp.Compare(order[b.Kind], order[a.Kind]) })
+	resp := &orlopv1.DeleteResponse{Results: make([]*orlopv1.ObjectResult, len(objects))}
+	done := func(i int, err error) {
+		r := result(&objects[i])
+		r.Change = "deleted"
+		if errors.Is(err, errs.NotFound) && q.GetIgnoreMissing() {
+			r.Change, err = string(pod.ChangeUnchanged), nil
+		}
+		m.fail(r, err)
+		resp.Results[i] = r
+	}
+	// Pods take their time to stop: all of them at once.
+	var wait sync.WaitGroup
+	for i, obj := range objects {
+		if obj.Kind == manifest.KindPod {
+			wait.Go(func() { done(i, m.o.Pods.Delete(ctx, key(obj.Namespace, obj.Name), o)) })
+		}
+	}
+	wait.Wait()
+	for i, obj := range objects {
+		switch obj.Kind {
+		case manifest.KindConfigMap, manifest.KindSecret:
+			done(i, m.o.Pods.DeleteConfig(ctx, obj.Kind == manifest.KindSecret, obj.Namespace, obj.Name))
+		case manifest.KindClaim:
+			done(i, m.named(ctx, m.o.Volumes.DeleteClaim(ctx, obj.Namespace, obj.Name)))
 		}
 	}
 	return connect.NewResponse(resp), nil
 }
 
-func (m manifests) delete(ctx context.Context, ref manifest.Ref, o pod.DeleteOptions) error {
-	switch ref.Kind {
-	case manifest.KindPod:
-		return m.o.Pods.Delete(ctx, key(ref.Namespace, ref.Name), o)
-	case manifest.KindClaim:
-		if _, err := m.o.Volumes.Claim(ctx, ref.Namespace, ref.Name); err != nil {
-			return err
-		}
-		return m.o.Volumes.DeleteClaim(ctx, ref.Namespace, ref.Name)
-	case manifest.KindConfigMap, manifest.KindSecret:
-		return m.o.Pods.DeleteConfig(ctx, ref.Kind == manifest.KindSecret, ref.Namespace, ref.Name)
+// named puts pods' names in place of their ids, by which the domain of volumes
+// knows its holders.
+func (s *server) named(ctx context.Context, err error) error {
+	if err == nil || errs.KindOf(err) != errs.InUse {
+		return err
 	}
-	return errs.New(errs.Invalid, "kind %q is none of Pod, PersistentVolumeClaim, ConfigMap, Secret", ref.Kind)
+	msg := err.Error()
+	for id, name := range s.podNames(ctx) {
+		msg = strings.ReplaceAll(msg, id, name)
+	}
+	return errs.New(errs.InUse, "%s", msg)
 }

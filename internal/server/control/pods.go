@@ -3,10 +3,10 @@ package control
 import (
 	"cmp"
 	"context"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+	"k8s.io/apimachinery/pkg/labels"
 
 	orlopv1 "github.com/orlop-io/orlop/api/orlop/v1"
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -22,9 +22,9 @@ func key(namespace, name string) pod.Key {
 
 // List implements the service.
 func (p pods) List(ctx context.Context, req *connect.Request[orlopv1.ListPodsRequest]) (*connect.Response[orlopv1.ListPodsResponse], error) {
-	match, err := selector(req.Msg.Selector)
+	selector, err := labels.Parse(req.Msg.GetSelector())
 	if err != nil {
-		return nil, err
+		return nil, errs.New(errs.Invalid, "the selector %q: %v; examples: app=web, app!=web, tier in (a,b), !old", req.Msg.GetSelector(), err)
 	}
 	list, err := p.o.Pods.List(ctx)
 	if err != nil {
@@ -32,7 +32,7 @@ func (p pods) List(ctx context.Context, req *connect.Request[orlopv1.ListPodsReq
 	}
 	resp := &orlopv1.ListPodsResponse{}
 	for i := range list {
-		if ns := req.Msg.Namespace; ns != "" && list[i].Spec.Namespace != ns || !match(list[i].Spec.Labels) {
+		if ns := req.Msg.Namespace; ns != "" && list[i].Spec.Namespace != ns || !selector.Matches(labels.Set(list[i].Spec.Labels)) {
 			continue
 		}
 		m, err := encodePod(&list[i], req.Msg.GetWithObject())
@@ -51,49 +51,10 @@ func (p pods) Get(ctx context.Context, req *connect.Request[orlopv1.GetPodReques
 		return nil, err
 	}
 	m, err := encodePod(&one, req.Msg.GetWithObject())
-	return connect.NewResponse(&orlopv1.GetPodResponse{Pod: m}), err
-}
-
-// selector reads Kubernetes' label selectors: a=b, a==b, a!=b, a, !a, joined by commas.
-func selector(s string) (func(map[string]string) bool, error) {
-	type term struct {
-		key, value string
-		not, any   bool
+	if err != nil {
+		return nil, err
 	}
-	var terms []term
-	for part := range strings.SplitSeq(s, ",") {
-		part = strings.TrimSpace(part)
-		if part == "" {
-			continue
-		}
-		var t term
-		switch {
-		case strings.Contains(part, "!="):
-			t.key, t.value, _ = strings.Cut(part, "!=")
-			t.not = true
-		case strings.Contains(part, "="):
-			t.key, t.value, _ = strings.Cut(part, "=")
-			t.value = strings.TrimPrefix(t.value, "=")
-		case part[0] == '!':
-			t = term{key: part[1:], not: true, any: true}
-		default:
-			t = term{key: part, any: true}
-		}
-		if t.key = strings.TrimSpace(t.key); t.key == "" {
-			return nil, errs.New(errs.Invalid, "selector %q: %q names no label; write a=b, a!=b, a or !a, joined by commas", s, part)
-		}
-		t.value = strings.TrimSpace(t.value)
-		terms = append(terms, t)
-	}
-	return func(labels map[string]string) bool {
-		for _, t := range terms {
-			v, ok := labels[t.key]
-			if has := ok && (t.any || v == t.value); has == t.not {
-				return false
-			}
-		}
-		return true
-	}, nil
+	return connect.NewResponse(&orlopv1.GetPodResponse{Pod: m}), nil
 }
 
 // Events implements the service.
@@ -102,7 +63,7 @@ func (p pods) Events(ctx context.Context, req *connect.Request[orlopv1.EventsReq
 	if req.Msg.Since != nil {
 		f.Since = req.Msg.Since.AsTime()
 	}
-	return p.o.Pods.Events(ctx, f, func(e pod.Event) error {
+	err := p.o.Pods.Events(ctx, f, func(e pod.Event) error {
 		kind := "Normal"
 		if e.Warning {
 			kind = "Warning"
@@ -112,11 +73,20 @@ func (p pods) Events(ctx context.Context, req *connect.Request[orlopv1.EventsReq
 			Container: e.Container, PodId: string(e.PodID), Count: uint32(e.Count),
 		})
 	})
+	if ctx.Err() != nil {
+		return nil // the client has had enough
+	}
+	return err
 }
 
 // Stats implements the service.
 func (p pods) Stats(ctx context.Context, req *connect.Request[orlopv1.StatsRequest]) (*connect.Response[orlopv1.StatsResponse], error) {
-	list, err := p.o.Pods.Stats(ctx, req.Msg.Namespace, req.Msg.Pod)
+	if name := req.Msg.GetPod(); name != "" {
+		if _, err := p.o.Pods.Get(ctx, key(req.Msg.GetNamespace(), name)); err != nil {
+			return nil, err
+		}
+	}
+	list, err := p.o.Pods.Stats(ctx, req.Msg.GetNamespace(), req.Msg.GetPod())
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +108,11 @@ func (p pods) Stats(ctx context.Context, req *connect.Request[orlopv1.StatsReque
 			total.WriteBytes += u.WriteBytes
 			total.MemoryUsageBytes += u.MemoryUsageBytes
 			m.Containers = append(m.Containers, &orlopv1.ContainerStats{Name: c.Name, Usage: u})
+		}
+		for _, c := range s.Containers {
+			if c.MemoryLimitBytes == 0 { // one without a limit: none for the pod
+				total.MemoryLimitBytes = 0
+			}
 		}
 		resp.Pods = append(resp.Pods, m)
 	}

@@ -124,31 +124,61 @@ func (s system) DiskUsage(ctx context.Context, _ *connect.Request[orlopv1.DiskUs
 	items := []*orlopv1.DiskUsageResponse_Item{im, {
 		What: "volumes", Count: int32(vs.Claims), Active: int32(vs.Published), SizeBytes: vs.UsedBytes, CapacityBytes: vs.CapacityBytes,
 	}}
-	for what, dir := range map[string]string{"containers": s.o.Facts.Containers, "logs": s.o.Facts.Logs} {
-		if dir == "" {
+	for _, d := range []struct{ what, dir string }{{"containers", s.o.Facts.Containers}, {"logs", s.o.Facts.Logs}} {
+		if d.dir == "" {
 			continue
 		}
-		item := &orlopv1.DiskUsageResponse_Item{What: what}
-		ents, _ := os.ReadDir(dir)
-		item.Count, item.Active, item.SizeBytes = int32(len(ents)), int32(len(ents)), treeSize(dir)
+		item := &orlopv1.DiskUsageResponse_Item{What: d.what}
+		if ents, err := os.ReadDir(d.dir); err == nil {
+			item.Count, item.Active = int32(len(ents)), int32(len(ents))
+		}
+		if item.SizeBytes, err = treeSize(ctx, d.dir); err != nil {
+			return nil, err
+		}
 		items = append(items, item)
 	}
 	return connect.NewResponse(&orlopv1.DiskUsageResponse{Items: items}), nil
 }
 
-// treeSize is what the files below the directory take on the disk.
-func treeSize(dir string) (n int64) {
-	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err == nil {
-			if fi, err := d.Info(); err == nil {
-				if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-					n += st.Blocks * 512
-				}
-			}
+// treeSize is the disk space of what is below dir, each file once. What is removed
+// meanwhile, and filesystems mounted there, do not count.
+func treeSize(ctx context.Context, dir string) (n int64, err error) {
+	var dev uint64
+	seen := map[uint64]bool{}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
+		if err != nil {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if path == dir {
+			dev = st.Dev
+		}
+		if st.Dev != dev {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if st.Nlink > 1 && !d.IsDir() {
+			if seen[st.Ino] {
+				return nil
+			}
+			seen[st.Ino] = true
+		}
+		n += st.Blocks * 512
 		return nil
 	})
-	return n
+	return n, err
 }
 
 // Prune implements the service.
@@ -161,7 +191,7 @@ func (s system) Prune(ctx context.Context, req *connect.Request[orlopv1.PruneReq
 		}
 		for _, p := range pods {
 			if p.Phase == pod.Succeeded || p.Phase == pod.Failed {
-				if err := s.o.Pods.Delete(ctx, p.Spec.Key, pod.DeleteOptions{Wait: true}); err != nil {
+				if err := s.o.Pods.Delete(ctx, p.Spec.Key, pod.DeleteOptions{Wait: true}); err != nil && errs.KindOf(err) != errs.NotFound {
 					return nil, err
 				}
 				resp.Removed = append(resp.Removed, "pod "+p.Spec.Key.String())
@@ -179,11 +209,20 @@ func (s system) Prune(ctx context.Context, req *connect.Request[orlopv1.PruneReq
 		resp.FreedBytes += r.FreedBytes
 	}
 	if req.Msg.GetVolumes() {
-		n, err := s.o.Volumes.Trim(ctx)
+		// What the trim reports is what the filesystems looked upon as free; what came of
+		// it shows in the pool.
+		before, err := s.o.Volumes.Stats(ctx)
 		if err != nil {
+			return nil, err
+		}
+		if _, err := s.o.Volumes.Trim(ctx); err != nil {
 			return nil, fmt.Errorf("give blocks of volumes back: %w", err)
 		}
-		resp.FreedBytes += n
+		after, err := s.o.Volumes.Stats(ctx)
+		if err != nil {
+			return nil, err
+		}
+		resp.FreedBytes += max(0, before.UsedBytes-after.UsedBytes)
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -101,6 +101,14 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Summary says in one line that there are problems.
+func (ps Problems) Summary() string {
+	if len(ps) == 1 {
+		return "the manifest has a problem; nothing was done"
+	}
+	return fmt.Sprintf("the manifests have %d problems; nothing was done", len(ps))
+}
+
 // Is makes the error one of the kind errs.Invalid.
 func (ps Problems) Is(target error) bool { return target == error(errs.Invalid) }
 
