@@ -56,6 +56,9 @@ type Target struct {
 // maxBody is how much of an answer is read.
 const maxBody = 10 << 10
 
+// maxRedirects is how many redirects are followed before they are taken for a loop.
+const maxRedirects = 10
+
 // Run carries the check out within ctx, and says in message why it failed.
 func Run(ctx context.Context, c Check, t Target) (ok bool, message string) {
 	switch {
@@ -92,12 +95,21 @@ func (t Target) join(host string, port uint16) string {
 
 func runHTTP(ctx context.Context, h *HTTP, t Target) (bool, string) {
 	addr := t.join(h.Host, h.Port)
-	req, err := http.NewRequestWithContext(ctx, "GET", h.Scheme+"://"+addr+"/"+strings.TrimPrefix(h.Path, "/"), nil)
+	scheme := strings.ToLower(h.Scheme)
+	if scheme == "" {
+		scheme = "http"
+	}
+	req, err := http.NewRequestWithContext(ctx, "GET", scheme+"://"+addr+"/"+strings.TrimPrefix(h.Path, "/"), nil)
 	if err != nil {
 		return false, err.Error()
 	}
 	req.Header.Set("User-Agent", "orlop-probe")
 	req.Header.Set("Accept", "*/*")
+	for _, kv := range h.Headers { // what the manifest says replaces what we would say
+		if strings.EqualFold(kv[0], "user-agent") || strings.EqualFold(kv[0], "accept") {
+			req.Header.Del(kv[0])
+		}
+	}
 	for _, kv := range h.Headers {
 		if strings.EqualFold(kv[0], "host") {
 			req.Host = kv[1]
@@ -111,8 +123,11 @@ func runHTTP(ctx context.Context, h *HTTP, t Target) (bool, string) {
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		},
 		CheckRedirect: func(next *http.Request, via []*http.Request) error {
-			if next.URL.Hostname() != req.URL.Hostname() || len(via) > 9 {
+			switch {
+			case next.URL.Hostname() != req.URL.Hostname():
 				return http.ErrUseLastResponse // elsewhere: that it answered is enough
+			case len(via) >= maxRedirects:
+				return fmt.Errorf("more than %d redirects", maxRedirects)
 			}
 			return nil
 		},
@@ -122,7 +137,9 @@ func runHTTP(ctx context.Context, h *HTTP, t Target) (bool, string) {
 		return false, err.Error()
 	}
 	defer resp.Body.Close()
-	io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody)); err != nil {
+		return false, "read the answer: " + err.Error() // it began to answer and did not go on
+	}
 	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
 		return false, "HTTP status " + resp.Status
 	}

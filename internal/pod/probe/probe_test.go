@@ -28,6 +28,22 @@ func TestRun(t *testing.T) {
 	})
 	mux.HandleFunc("/here", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/gone", http.StatusFound) })
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", http.StatusFound) })
+	mux.HandleFunc("/stall", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("/big", func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil { // without end: the probe must not read it all
+			w.Write(make([]byte, 4096))
+		}
+	})
+	mux.HandleFunc("/agent", func(w http.ResponseWriter, r *http.Request) {
+		if r.UserAgent() != r.URL.Query().Get("is") || r.URL.Query().Get("host") != "" && r.Host != r.URL.Query().Get("host") {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	})
 	plain := httptest.NewServer(mux)
 	defer plain.Close()
 	secure := httptest.NewTLSServer(mux)
@@ -67,6 +83,11 @@ func TestRun(t *testing.T) {
 		{"https", Check{HTTP: &HTTP{Scheme: "https", Port: sp, Path: "/ok", Headers: ask}}, ""},
 		{"redirect away", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/away"}}, ""},
 		{"redirect here", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/here"}}, "404"},
+		{"redirect loop", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/loop"}}, "redirects"},
+		{"http stalls", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/stall"}}, "deadline"},
+		{"http endless", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/big"}}, ""},
+		{"agent", Check{HTTP: &HTTP{Port: pp, Path: "/agent?is=orlop-probe"}}, ""},
+		{"own agent and host", Check{HTTP: &HTTP{Scheme: "HTTP", Port: pp, Path: "/agent?is=me&host=example.org", Headers: [][2]string{{"user-agent", "me"}, {"Host", "example.org"}}}}, ""},
 		{"http time-out", Check{HTTP: &HTTP{Scheme: "http", Port: pp, Path: "/slow"}}, "deadline"},
 		{"http refused", Check{HTTP: &HTTP{Scheme: "http", Port: cp}}, "refused"},
 		{"tcp", Check{TCP: &TCP{Port: pp}}, ""},
