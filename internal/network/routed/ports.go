@@ -52,10 +52,10 @@ func (p *Plane) addPorts(e dataplane.Endpoint) error {
 		return nil
 	}
 	p.ports[e.ID] = set
-	err := nft.Change(p.rules(), set, nil)
+	err := p.nft.Change(p.rules(), set, nil)
 	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.AlreadyExists) {
 		// The table is gone, or holds what it should not: put it right as a whole.
-		err = nft.Replace(p.rules())
+		err = p.nft.Replace(p.rules())
 	}
 	if err != nil {
 		delete(p.ports, e.ID)
@@ -76,12 +76,12 @@ func (p *Plane) removePorts(e dataplane.Endpoint) error {
 		return nil
 	}
 	delete(p.ports, e.ID)
-	err := nft.Change(p.rules(), nil, set)
+	err := p.nft.Change(p.rules(), nil, set)
 	if errors.Is(err, errs.NotFound) {
 		// Some element, or all of the table, is gone already.
 		var differs string
-		if differs, err = nft.Differs(p.rules()); err == nil && differs != "" {
-			err = nft.Replace(p.rules())
+		if differs, err = p.nft.Differs(p.rules()); err == nil && differs != "" {
+			err = p.nft.Replace(p.rules())
 		}
 	}
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -32,6 +33,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/network/dataplane"
 	"github.com/orlop-io/orlop/internal/platform/link"
+	"github.com/orlop-io/orlop/internal/platform/nft"
 )
 
 // Options of a Plane.
@@ -54,6 +56,7 @@ type Plane struct {
 	group  uint32 // of devices; with trash set, of those to be removed
 	mac    net.HardwareAddr
 	host   *link.Conn
+	nft    *nft.Conn
 	former store.Bucket[setting]
 	used   store.Bucket[netip.Prefix] // blocks for which something was made on the host
 
@@ -126,11 +129,15 @@ func New(o Options) (*Plane, error) {
 	if p.host, err = link.Dial(); err != nil {
 		return nil, err
 	}
+	if p.nft, err = nft.Dial(); err != nil {
+		p.host.Close()
+		return nil, err
+	}
 	return p, nil
 }
 
 // Close frees what the Plane holds in this process.
-func (p *Plane) Close() error { return p.host.Close() }
+func (p *Plane) Close() error { return errors.Join(p.nft.Close(), p.host.Close()) }
 
 // hasIPv6 tells whether new interfaces of this host take IPv6 addresses.
 func hasIPv6() bool {

@@ -17,7 +17,6 @@ import (
 	"github.com/orlop-io/orlop/internal/network/dataplane"
 	"github.com/orlop-io/orlop/internal/platform/link"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
-	"github.com/orlop-io/orlop/internal/platform/nft"
 )
 
 var (
@@ -301,11 +300,11 @@ func (p *Plane) syncTable(es []dataplane.Endpoint) (changed bool, err error) {
 		}
 	}
 	t := p.rules()
-	why, err := nft.Differs(t)
+	why, err := p.nft.Differs(t)
 	if err != nil || why == "" {
 		return false, err
 	}
-	if err := nft.Replace(t); err != nil {
+	if err := p.nft.Replace(t); err != nil {
 		return false, err
 	}
 	afterTable.Hit()
@@ -407,7 +406,7 @@ func brokenInside(e dataplane.Endpoint, host int) (string, error) {
 
 // complain looks for what of the host keeps packets from pods.
 func (p *Plane) complain() {
-	chains, err := nft.Dropping(p.o.Instance)
+	chains, err := p.nft.Dropping(p.o.Instance)
 	if err != nil {
 		p.log.Debug("look for chains that drop what is forwarded", "error", err)
 	}

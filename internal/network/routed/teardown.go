@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/orlop-io/orlop/internal/base/fault"
-	"github.com/orlop-io/orlop/internal/platform/nft"
 )
 
 var (
@@ -31,7 +30,7 @@ func (p *Plane) Teardown(ctx context.Context) error {
 	afterAllDevices.Hit()
 	p.table.Lock()
 	defer p.table.Unlock()
-	if err := nft.Delete(p.o.Instance); err != nil {
+	if err := p.nft.Delete(p.o.Instance); err != nil {
 		return err
 	}
 	p.ports = map[string]portSet{}

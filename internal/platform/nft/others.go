@@ -10,16 +10,14 @@ import (
 // Dropping names the base chains of other tables that drop what they do not accept on its
 // way through the host, like Docker's "ip filter FORWARD". What one table accepts another
 // may still drop, so no rule of ours helps against them.
-func Dropping(except string) ([]string, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
+func (n *Conn) Dropping(except string) ([]string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	var found []string
 	for family, name := range map[nftables.TableFamily]string{
 		nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 	} {
-		chains, err := c.ListChainsOfTableFamily(family)
+		chains, err := n.c.ListChainsOfTableFamily(family)
 		if err != nil {
 			return nil, failure("list nftables chains", err)
 		}

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
@@ -82,6 +84,9 @@ func (s *Set) handle(t *nftables.Table) *nftables.Set {
 	}
 	if len(s.Key) == 1 {
 		set.KeyType = s.Key[0]
+		if s.Key[0].Name == TypeName.Name {
+			set.KeyByteOrder = binaryutil.NativeEndian
+		}
 	}
 	switch len(s.Data) {
 	case 0:
@@ -91,6 +96,46 @@ func (s *Set) handle(t *nftables.Table) *nftables.Set {
 		set.DataType = nftables.MustConcatSetType(s.Data...)
 	}
 	return set
+}
+
+// Conn is a connection to the kernel's nftables, in the network namespace of the thread that
+// dialled. It is kept: closing one waits until the kernel has disposed of what was deleted
+// last (a grace period of RCU, 8–20 ms). It is safe for concurrent use; transactions are serial.
+type Conn struct {
+	mu sync.Mutex
+	c  *nftables.Conn
+}
+
+// Dial connects.
+func Dial() (*Conn, error) {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("connect to nftables: %w", err)
+	}
+	return &Conn{c: c}, nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.c.CloseLasting()
+}
+
+// flush carries out what was prepared. The caller holds c.mu.
+func (c *Conn) flush(what string) error {
+	err := c.c.Flush()
+	if err == nil {
+		return nil
+	}
+	// Answers that nobody read may be left: begin anew.
+	c.c.CloseLasting()
+	fresh, derr := nftables.New(nftables.AsLasting())
+	if derr != nil {
+		return errors.Join(err, derr)
+	}
+	c.c = fresh
+	return failure(what, err)
 }
 
 // chunk is how many elements go into one message: an attribute holds 64 KiB.
@@ -105,11 +150,10 @@ func elements(es []Element) []nftables.SetElement {
 }
 
 // Replace puts the table in place of the one of its name, if there is one, in one transaction.
-func Replace(t Table) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
+func (n *Conn) Replace(t Table) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.c
 	h := t.handle()
 	c.AddTable(h) // so that deleting cannot fail
 	c.DelTable(h)
@@ -127,31 +171,27 @@ func Replace(t Table) error {
 	}
 	var chains []*nftables.Chain
 	for _, ch := range t.Chains {
-		n := &nftables.Chain{Table: h, Name: ch.Name}
+		chain := &nftables.Chain{Table: h, Name: ch.Name}
 		if ch.Hook != nil {
-			n.Type, n.Hooknum, n.Priority = ch.Type, ch.Hook, nftables.ChainPriorityRef(nftables.ChainPriority(ch.Priority))
+			chain.Type, chain.Hooknum, chain.Priority = ch.Type, ch.Hook, nftables.ChainPriorityRef(nftables.ChainPriority(ch.Priority))
 		}
-		chains = append(chains, c.AddChain(n))
+		chains = append(chains, c.AddChain(chain))
 	}
 	for i, ch := range t.Chains { // after all chains: rules jump to them
 		for _, r := range ch.Rules {
 			c.AddRule(&nftables.Rule{Table: h, Chain: chains[i], Exprs: r.Exprs, UserData: r.name()})
 		}
 	}
-	if err := c.Flush(); err != nil {
-		return failure(fmt.Sprintf("write nftables table inet %s", t.Name), err)
-	}
-	return nil
+	return n.flush(fmt.Sprintf("write nftables table inet %s", t.Name))
 }
 
 // Change adds and removes elements of sets and maps by set name, in one transaction.
 // Nothing happens if one to be removed is not there or one to be added is there with
 // another value; an equal one may be added again.
-func Change(t Table, add, remove map[string][]Element) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
+func (n *Conn) Change(t Table, add, remove map[string][]Element) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.c
 	h := t.handle()
 	for _, s := range t.Sets {
 		set := s.handle(h)
@@ -166,34 +206,29 @@ func Change(t Table, add, remove map[string][]Element) error {
 			}
 		}
 	}
-	if err := c.Flush(); err != nil {
-		return failure(fmt.Sprintf("change nftables table inet %s", t.Name), err)
-	}
-	return nil
+	return n.flush(fmt.Sprintf("change nftables table inet %s", t.Name))
 }
 
 // Delete removes the table; one that is not there is no error.
-func Delete(name string) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
+func (n *Conn) Delete(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.c
 	h := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
 	c.AddTable(h)
 	c.DelTable(h)
-	if err := c.Flush(); err != nil {
-		return failure("delete nftables table inet "+name, err)
-	}
-	return nil
+	return n.flush("delete nftables table inet " + name)
 }
 
 // Exists tells whether there is a table of that name.
-func Exists(name string) (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, err
-	}
-	ts, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+func (n *Conn) Exists(name string) (bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.exists(name)
+}
+
+func (n *Conn) exists(name string) (bool, error) {
+	ts, err := n.c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, failure("list nftables tables", err)
 	}
@@ -201,14 +236,13 @@ func Exists(name string) (bool, error) {
 }
 
 // Differs says in what the kernel's table is not t, or "".
-func Differs(t Table) (string, error) {
-	if ok, err := Exists(t.Name); err != nil || !ok {
+func (n *Conn) Differs(t Table) (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if ok, err := n.exists(t.Name); err != nil || !ok {
 		return "the table is missing", err
 	}
-	c, err := nftables.New()
-	if err != nil {
-		return "", err
-	}
+	c := n.c
 	h := t.handle()
 	all, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -224,12 +258,12 @@ func Differs(t Table) (string, error) {
 		return fmt.Sprintf("%d chains instead of %d", len(have), len(t.Chains)), nil
 	}
 	for _, ch := range t.Chains {
-		n := have[ch.Name]
-		if n == nil || (n.Hooknum == nil) != (ch.Hook == nil) ||
-			ch.Hook != nil && (*n.Hooknum != *ch.Hook || n.Type != ch.Type || int32(*n.Priority) != ch.Priority) {
+		has := have[ch.Name]
+		if has == nil || (has.Hooknum == nil) != (ch.Hook == nil) ||
+			ch.Hook != nil && (*has.Hooknum != *ch.Hook || has.Type != ch.Type || int32(*has.Priority) != ch.Priority) {
 			return "chain " + ch.Name, nil
 		}
-		rules, err := c.GetRules(h, n)
+		rules, err := c.GetRules(h, has)
 		if err != nil {
 			return "", failure("list nftables rules", err)
 		}
@@ -239,11 +273,8 @@ func Differs(t Table) (string, error) {
 	}
 	for _, s := range t.Sets {
 		es, err := c.GetSetElements(s.handle(h))
-		if errors.Is(err, unix.ENOENT) {
-			return "set " + s.Name, nil
-		}
 		if err != nil {
-			return "", failure("list nftables set "+s.Name, err)
+			return "set " + s.Name, nil // most likely it is not there
 		}
 		if !s.holds(es) {
 			return "elements of " + s.Name, nil
