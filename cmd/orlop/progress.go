@@ -89,7 +89,7 @@ func (p *progress) line(l *layerProgress, bar bool) string {
 	s := fmt.Sprintf("layer %d/%d  %-12s  ", l.Index+1, max(l.Count, l.Index+1), clean(shortID(l.Layer)))
 	var bytes string
 	switch {
-	case l.TotalBytes > 0 && l.DoneBytes < l.TotalBytes:
+	case l.TotalBytes > 0 && l.DoneBytes < l.TotalBytes && l.State != "done" && l.State != "already here":
 		bytes = fmt.Sprintf("%s of %s", size(l.DoneBytes), size(l.TotalBytes))
 	case l.TotalBytes > 0:
 		bytes = size(l.TotalBytes)
