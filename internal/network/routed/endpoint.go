@@ -206,34 +206,29 @@ func (p *Plane) way(a netip.Addr, index int) link.Route {
 }
 
 // ready waits until packets pass in both directions. The kernel notices behind our back that
-// both ends are up, and until then drops what the host's end is to send (since 6.8 asking is
-// enough); and it takes IPv6 addresses into use behind our back.
+// both ends are up, and until then drops what they are to send (since 6.8 asking is enough);
+// and it takes IPv6 addresses into use behind our back.
 func (p *Plane) ready(e dataplane.Endpoint, pod *link.Conn, host *link.Info) error {
-	var local []bool
-	ask := func() error {
-		local = make([]bool, len(e.Addresses))
-		var rs []link.Request
+	local := make([]bool, len(e.Addresses))
+	var inside link.Info
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		rs := []link.Request{link.Find(e.Interface, &inside)}
 		for i, a := range e.Addresses {
 			rs = append(rs, link.IsLocal(a, &local[i]))
 		}
-		return pod.Do(rs...)
-	}
-	if err := ask(); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(5 * time.Second); !host.Ready() || slices.Contains(local, false); {
+		if err := pod.Do(rs...); err != nil {
+			return err
+		}
+		if host.Ready() && inside.Ready() && !slices.Contains(local, false) {
+			return nil
+		}
 		if time.Now().After(deadline) {
 			return errs.New(errs.Unavailable, "interface %s of %s does not come up", e.HostInterface, e.ID)
 		}
-		time.Sleep(100 * time.Microsecond)
 		if err := p.host.Do(link.Find(e.HostInterface, host)); err != nil {
 			return err
 		}
-		if err := ask(); err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
 // Release implements dataplane.Dataplane.
