@@ -220,7 +220,7 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 		}
 		f = older
 		if left > 0 {
-			at, found, err := fromEnd(f, left)
+			at, found, err := fromEnd(f, left, age == 0)
 			if err != nil {
 				f.Close()
 				return nil, 0, err
@@ -239,35 +239,38 @@ func newer(path string, f *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for age := 0; ; age++ {
-		info, err := os.Stat(rotated(path, age))
-		if errors.Is(err, fs.ErrNotExist) {
-			if age == 0 {
-				return nil, nil // between the two renames of a rotation, or removed
+	// age returns how old our file is by now; gone: how many there are.
+	age := func() (n int, gone bool, err error) {
+		for ; ; n++ {
+			info, err := os.Stat(rotated(path, n))
+			if errors.Is(err, fs.ErrNotExist) {
+				return n, true, nil
 			}
-			// Ours is gone: go on with the oldest that is left.
-			return open(rotated(path, age-1))
+			if err != nil || os.SameFile(info, mine) {
+				return n, false, err
+			}
+		}
+	}
+	for {
+		n, gone, err := age()
+		if err != nil || n == 0 {
+			return nil, err // being written; or between the two renames of a rotation, or removed
+		}
+		next, err := os.Open(rotated(path, n-1))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // renamed just now
 		}
 		if err != nil {
 			return nil, err
 		}
-		if os.SameFile(info, mine) {
-			if age == 0 {
-				return nil, nil
-			}
-			return open(rotated(path, age-1))
+		if gone {
+			return next, nil // ours is: go on with the oldest that is left
 		}
+		if now, _, err := age(); err == nil && now == n {
+			return next, nil
+		}
+		next.Close() // a rotation came between: this may be one too new
 	}
-}
-
-// open opens a file that may have been renamed just now: then there is nothing newer
-// yet, and the next look finds it.
-func open(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return f, err
 }
 
 // record passes one record on. A malformed one is shown as it is.

@@ -8,9 +8,9 @@ import (
 
 // fromEnd returns the offset at which the last n lines of the file begin, and how
 // many lines there are from it on: n, or fewer if the file has no more (the offset
-// is then 0). A line is a record that ends one (tag F) with the parts before it; the
-// parts of a line that is not ended count as one more.
-func fromEnd(f *os.File, n int64) (offset, found int64, err error) {
+// is then 0). A line is a record that ends one (tag F) with the parts before it; in
+// the newest file, the parts of a line that is not ended count as one more.
+func fromEnd(f *os.File, n int64, newest bool) (offset, found int64, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, 0, err
@@ -18,7 +18,7 @@ func fromEnd(f *os.File, n int64) (offset, found int64, err error) {
 	const step = 64 << 10
 	end := info.Size()
 	var tail []byte // what is known from end on, of records whose beginning is not
-	first := true   // no record was seen yet
+	first := newest // no record was seen yet
 	for end > 0 {
 		size := min(step, end)
 		block := make([]byte, size, size+int64(len(tail)))
