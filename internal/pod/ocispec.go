@@ -1,6 +1,9 @@
 package pod
 
 import (
+	"io/fs"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,9 +52,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if cwd == "" {
 		cwd = in.Image.WorkingDir
 	}
-	if cwd == "" {
-		cwd = "/"
-	}
+	cwd = filepath.Join("/", cwd) // images may say it without the slash
 	caps, err := capabilities(sec)
 	if err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			s.Linux.RootfsPropagation = "rslave"
 		}
 	}
-	s.Mounts = append(systemMounts(sec.Privileged), in.Mounts...)
+	s.Mounts = append(slices.DeleteFunc(systemMounts(sec.Privileged), func(m specs.Mount) bool { return replaced(m.Destination, in.Mounts) }), in.Mounts...)
 	sort.SliceStable(s.Mounts, func(i, j int) bool { return depth(s.Mounts[i].Destination) < depth(s.Mounts[j].Destination) })
 	if err := devices(in, s); err != nil {
 		return nil, err
@@ -93,6 +94,15 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// replaced tells whether one of the container's own mounts takes the place of a system
+// mount. With a /dev of its own, say the host's, the container gets that one's pts too.
+func replaced(dest string, own []specs.Mount) bool {
+	return slices.ContainsFunc(own, func(m specs.Mount) bool {
+		at := filepath.Clean(m.Destination)
+		return at == dest || at == "/dev" && strings.HasPrefix(dest, "/dev/")
+	})
 }
 
 func depth(p string) int {
@@ -143,6 +153,9 @@ func runAs(in specInput) (identity, error) {
 	var id identity
 	var err error
 	if user != nil {
+		if *user < 0 || *user > math.MaxInt32 {
+			return id, errs.New(errs.Invalid, "container %s: runAsUser %d is out of range; users are 0 to %d", in.Container.Name, *user, math.MaxInt32)
+		}
 		id, err = lookupUser(in.Layers, itoa(*user))
 	} else {
 		id, err = lookupUser(in.Layers, in.Image.User)
@@ -153,15 +166,23 @@ func runAs(in specInput) (identity, error) {
 	if pod.GroupsPolicy == "Strict" {
 		id.groups = nil
 	}
+	groups := slices.Clone(pod.Groups)
+	if pod.FSGroup != nil {
+		groups = append(groups, *pod.FSGroup)
+	}
 	if group != nil {
+		groups = append(groups, *group)
 		id.gid = uint32(*group)
 	}
-	for _, g := range pod.Groups {
+	for _, g := range groups {
+		if g < 0 || g > math.MaxInt32 {
+			return id, errs.New(errs.Invalid, "container %s: group %d is out of range; groups are 0 to %d", in.Container.Name, g, math.MaxInt32)
+		}
 		id.groups = append(id.groups, uint32(g))
 	}
-	if pod.FSGroup != nil {
-		id.groups = append(id.groups, uint32(*pod.FSGroup))
-	}
+	// Among the supplemental groups too: a program that changes its primary group must
+	// not lose this one, by which files may be denied to it.
+	id.groups = append(id.groups, id.gid)
 	slices.Sort(id.groups)
 	id.groups = slices.Compact(id.groups)
 	if nonRoot != nil && *nonRoot && id.uid == 0 {
@@ -177,7 +198,13 @@ func environment(in specInput, id identity) []string {
 		env = append(env, defaultPath)
 	}
 	if _, ok := have["HOSTNAME"]; !ok {
-		env = append(env, "HOSTNAME="+hostname(in.Pod))
+		name := hostname(in.Pod)
+		if in.Pod.HostNetwork { // and with it the host's name
+			if host, err := os.Hostname(); err == nil {
+				name = host
+			}
+		}
+		env = append(env, "HOSTNAME="+name)
 	}
 	if _, ok := have["HOME"]; !ok {
 		home := id.home
@@ -192,6 +219,8 @@ func environment(in specInput, id identity) []string {
 	return append(env, in.Env...)
 }
 
+// namespaces lists those that the container joins or gets. One that is left out is the
+// host's, so only what the manifest says leaves one out.
 func namespaces(in specInput) []specs.LinuxNamespace {
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	add := func(kind specs.LinuxNamespaceType, path string, host bool) {
@@ -199,10 +228,10 @@ func namespaces(in specInput) []specs.LinuxNamespace {
 			list = append(list, specs.LinuxNamespace{Type: kind, Path: path})
 		}
 	}
-	add(specs.NetworkNamespace, in.Net, in.Net == "")
-	add(specs.IPCNamespace, in.IPC, in.IPC == "")
-	add(specs.UTSNamespace, in.UTS, in.UTS == "")
-	add(specs.PIDNamespace, in.PID, in.Pod.HostPID)
+	add(specs.NetworkNamespace, in.Net, in.Net == "" && in.Pod.HostNetwork)
+	add(specs.IPCNamespace, in.IPC, in.IPC == "" && in.Pod.HostIPC)
+	add(specs.UTSNamespace, in.UTS, in.UTS == "" && in.Pod.HostNetwork)
+	add(specs.PIDNamespace, in.PID, in.PID == "" && in.Pod.HostPID)
 	add(specs.CgroupNamespace, "", in.Container.Security.Privileged)
 	return list
 }
@@ -239,7 +268,7 @@ func resources(in specInput) *specs.LinuxResources {
 	r := in.Container.Resources
 	shares := uint64(2)
 	if r.CPURequestMilli > 0 {
-		shares = max(2, uint64(r.CPURequestMilli)*1024/1000)
+		shares = min(262144, max(2, uint64(r.CPURequestMilli)*1024/1000)) // the kernel's bounds
 	}
 	res := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
 	if r.CPULimitMilli > 0 {
@@ -257,8 +286,8 @@ func resources(in specInput) *specs.LinuxResources {
 	if pids > 0 {
 		res.Pids = &specs.LinuxPids{Limit: &pids}
 	}
-	for size, limit := range r.HugepageBytes {
-		res.HugepageLimits = append(res.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size + "B", Limit: uint64(limit)})
+	for _, size := range slices.Sorted(maps.Keys(r.HugepageBytes)) {
+		res.HugepageLimits = append(res.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size + "B", Limit: uint64(r.HugepageBytes[size])})
 	}
 	return res
 }
@@ -278,20 +307,35 @@ func systemMounts(privileged bool) []specs.Mount {
 	}
 }
 
-// devices adds the block volumes, or for a privileged container all of the host's,
+// devices adds the block volumes, and for a privileged container all of the host's,
 // and the rules of the device control group.
 func devices(in specInput, s *specs.Spec) error {
-	if in.Container.Security.Privileged {
-		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
-		ents, err := os.ReadDir("/dev")
+	var own []specs.LinuxDevice
+	var access []string
+	for _, spec := range in.Devices {
+		parts := strings.SplitN(spec, ":", 3)
+		if len(parts) < 2 {
+			return errs.New(errs.Internal, "device %q is not host:container", spec)
+		}
+		d, err := device(parts[0], parts[1], unix.Stat)
 		if err != nil {
 			return err
 		}
-		for _, e := range ents {
-			if d, err := device("/dev/"+e.Name(), "/dev/"+e.Name()); err == nil && !slices.Contains(builtin, e.Name()) {
+		own = append(own, d)
+		if len(parts) == 3 {
+			access = append(access, "rm")
+		} else {
+			access = append(access, "rwm")
+		}
+	}
+	if in.Container.Security.Privileged {
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		for _, d := range hostDevices() {
+			if !slices.ContainsFunc(own, func(o specs.LinuxDevice) bool { return filepath.Clean(o.Path) == d.Path }) {
 				s.Linux.Devices = append(s.Linux.Devices, d)
 			}
 		}
+		s.Linux.Devices = append(s.Linux.Devices, own...)
 		return nil
 	}
 	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
@@ -311,19 +355,10 @@ func devices(in specInput, s *specs.Spec) error {
 		add("c", d[0], d[1], "rwm")
 	}
 	add("c", 136, -1, "rwm")
-	for _, spec := range in.Devices {
-		parts := strings.SplitN(spec, ":", 3)
-		access := "rwm"
-		if len(parts) == 3 {
-			access = "rm"
-		}
-		d, err := device(parts[0], parts[1])
-		if err != nil {
-			return err
-		}
-		s.Linux.Devices = append(s.Linux.Devices, d)
-		add(d.Type, d.Major, d.Minor, access)
+	for i, d := range own {
+		add(d.Type, d.Major, d.Minor, access[i])
 	}
+	s.Linux.Devices = own
 	s.Linux.Resources.Devices = rules
 	return nil
 }
@@ -331,9 +366,35 @@ func devices(in specInput, s *specs.Spec) error {
 // builtin are the devices that every container gets.
 var builtin = []string{"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
 
-func device(from, to string) (specs.LinuxDevice, error) {
+// elsewhere are directories of /dev that a container has its own of, or that belong to
+// the host's other containers.
+var elsewhere = []string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"}
+
+// hostDevices are the devices below the host's /dev. They come and go while one looks.
+func hostDevices() (list []specs.LinuxDevice) {
+	filepath.WalkDir("/dev", func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return nil
+		case e.IsDir():
+			if slices.Contains(elsewhere, e.Name()) && filepath.Dir(path) == "/dev" {
+				return filepath.SkipDir
+			}
+			return nil
+		case e.Type()&fs.ModeDevice == 0 || filepath.Dir(path) == "/dev" && slices.Contains(builtin, e.Name()):
+			return nil
+		}
+		if d, err := device(path, path, unix.Lstat); err == nil {
+			list = append(list, d)
+		}
+		return nil
+	})
+	return list
+}
+
+func device(from, to string, stat func(string, *unix.Stat_t) error) (specs.LinuxDevice, error) {
 	var st unix.Stat_t
-	if err := unix.Lstat(from, &st); err != nil {
+	if err := stat(from, &st); err != nil {
 		return specs.LinuxDevice{}, &os.PathError{Op: "stat", Path: from, Err: err}
 	}
 	d := specs.LinuxDevice{Path: to, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)), UID: &st.Uid, GID: &st.Gid}
