@@ -19,6 +19,7 @@ import (
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/web"
 	"github.com/spf13/cobra"
@@ -28,6 +29,7 @@ import (
 // newDaemonCommand returns `orlop daemon`.
 func newDaemonCommand() *cobra.Command {
 	var path string
+	var faults bool
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run the daemon in the foreground",
@@ -37,6 +39,12 @@ crash or kill -9, finds them and goes on. Logs go to standard error.`,
   orlop daemon --config /etc/orlop/config.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if faults {
+				for _, name := range fault.List() {
+					fmt.Fprintln(cmd.OutOrStdout(), name)
+				}
+				return nil
+			}
 			if os.Geteuid() != 0 {
 				return errs.New(errs.PermissionDenied, "the daemon makes namespaces, mounts and control groups; run it as root")
 			}
@@ -50,6 +58,8 @@ crash or kill -9, finds them and goes on. Logs go to standard error.`,
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", "", "configuration file (default "+config.DefaultPath+" if it exists)")
+	cmd.Flags().BoolVar(&faults, "faults", false, "list the fault points of this build and end")
+	cmd.Flags().MarkHidden("faults")
 	return cmd
 }
 
