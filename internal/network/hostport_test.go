@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"strings"
@@ -236,7 +237,7 @@ func sctpInit(src, dst uint16, tag uint32, kind byte) []byte {
 	binary.BigEndian.PutUint32(b[20:], 65536)
 	binary.BigEndian.PutUint16(b[24:], 1)
 	binary.BigEndian.PutUint16(b[26:], 1)
-	binary.LittleEndian.PutUint32(b[8:], crc32c(b))
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	return b
 }
 

@@ -80,10 +80,16 @@ func ResolvConf(d DNS, host []byte) (conf []byte, warnings []string, err error) 
 		warnings = append(warnings, fmt.Sprintf("%d DNS servers are more than %d: the last are left out", n, maxServers))
 		base.servers = base.servers[:maxServers]
 	}
-	for len(base.searches) > maxSearches || len(strings.Join(base.searches, " ")) > maxSearchBytes {
-		last := len(base.searches) - 1
-		warnings = append(warnings, fmt.Sprintf("search domain %s is left out: at most %d, of %d bytes together", base.searches[last], maxSearches, maxSearchBytes))
-		base.searches = base.searches[:last]
+	fit, size := 0, -1
+	for _, s := range base.searches[:min(len(base.searches), maxSearches)] {
+		if size += 1 + len(s); size > maxSearchBytes {
+			break
+		}
+		fit++
+	}
+	if n := len(base.searches); n > fit {
+		warnings = append(warnings, fmt.Sprintf("%d search domains, from %q on, are left out: at most %d, of %d bytes together, can be", n-fit, base.searches[fit], maxSearches, maxSearchBytes))
+		base.searches = base.searches[:fit]
 	}
 	if len(base.servers) == 0 {
 		warnings = append(warnings, "the pod has no DNS server: set dnsConfig.nameservers in its manifest, or a server in the host's /etc/resolv.conf that pods can reach")
@@ -176,8 +182,10 @@ func (r *resolver) bytes() []byte {
 
 // unique keeps the first of equal words.
 func unique(words []string) (out []string) {
+	seen := make(map[string]bool, len(words))
 	for _, w := range words {
-		if !slices.Contains(out, w) {
+		if !seen[w] {
+			seen[w] = true
 			out = append(out, w)
 		}
 	}
