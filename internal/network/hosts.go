@@ -89,8 +89,8 @@ func plainWord(s string) error {
 		return fmt.Errorf("is empty")
 	}
 	for _, r := range s {
-		if r <= ' ' || r == 0x7f || r == '#' || r == ';' {
-			return fmt.Errorf("has a character that is not of a name: %q", r)
+		if r <= ' ' || r >= 0x7f || r == '#' || r == ';' {
+			return fmt.Errorf("has a character that is not of a name: %q (names in other scripts have an ASCII form, xn--…)", r)
 		}
 	}
 	return nil
