@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 
 	"connectrpc.com/connect"
@@ -77,6 +78,9 @@ type receiver struct {
 func (r *receiver) Read(b []byte) (int, error) {
 	for len(r.rest) == 0 {
 		next, err := r.next()
+		if errors.Is(err, io.EOF) { // connect wraps it; readers compare
+			return 0, io.EOF
+		}
 		if err != nil {
 			return 0, err
 		}
