@@ -68,6 +68,9 @@ func (a *app) attach(cmd *cobra.Command, start *orlopv1.AttachRequest_Start, tty
 				return nil
 			default:
 			}
+			if ctx.Err() != nil {
+				return &exitError{exitInterrupted}
+			}
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
@@ -87,15 +90,19 @@ func (a *app) attach(cmd *cobra.Command, start *orlopv1.AttachRequest_Start, tty
 				detach = &detacher{}
 			}
 			if borrowed {
-				winch := make(chan os.Signal, 1)
-				signal.Notify(winch, syscall.SIGWINCH)
-				defer signal.Stop(winch)
+				signals := make(chan os.Signal, 1)
+				notify(signals, syscall.SIGWINCH, syscall.SIGHUP, syscall.SIGQUIT)
+				defer signal.Stop(signals)
 				go t.guard(func() {
 					for {
 						select {
 						case <-ctx.Done():
 							return
-						case <-winch:
+						case s := <-signals:
+							if s != syscall.SIGWINCH {
+								cancel() // and the terminal is put right
+								return
+							}
 							if size := t.size(); size != nil {
 								send(&orlopv1.AttachRequest{Message: &orlopv1.AttachRequest_Resize{Resize: size}})
 							}

@@ -387,6 +387,7 @@ func TestExtract(t *testing.T) {
 		{name: "device", entries: []tar.Header{dir("d"), {Typeflag: tar.TypeChar, Name: "d/null", Devmajor: 1, Devminor: 3}}, warns: 1},
 		{name: "directory replaced", entries: []tar.Header{dir("d"), link("d", "/")}, fails: true},
 		{name: "two files", entries: []tar.Header{file("d", "x"), file("d/x", "x")}, fails: true},
+		{name: "link alone", entries: []tar.Header{link("d", "/etc")}, fails: true},
 		{name: "file", entries: []tar.Header{file("d", "x")}},
 		{name: "empty", fails: true},
 	} {
@@ -663,9 +664,13 @@ func (f fakeImages) Export(_ context.Context, r *connect.Request[orlopv1.ExportI
 }
 
 // serve starts f and returns its socket.
-func (f *fake) serve(t *testing.T) string {
+func (f *fake) serve(t *testing.T) string { return f.serveWith(t, fakePods{fake: f}) }
+
+func serveTTY(t *testing.T) string { return (&fake{}).serveWith(t, ttyPods{}) }
+
+func (f *fake) serveWith(t *testing.T, pods orlopv1connect.PodsHandler) string {
 	mux := http.NewServeMux()
-	mux.Handle(orlopv1connect.NewPodsHandler(fakePods{fake: f}))
+	mux.Handle(orlopv1connect.NewPodsHandler(pods))
 	mux.Handle(orlopv1connect.NewManifestsHandler(fakeManifests{f}))
 	mux.Handle(orlopv1connect.NewImagesHandler(fakeImages{fake: f}))
 	dir, err := os.MkdirTemp("", "cli") // t.TempDir may be too long for a socket

@@ -41,7 +41,7 @@ func (a *app) client() *client {
 func newClient(socket string) *client {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true) // by prior knowledge: streams go in both directions
-	h := &http.Client{Transport: &http.Transport{
+	h := &http.Client{Transport: cancelling{&http.Transport{
 		Protocols: &protocols,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -50,7 +50,7 @@ func newClient(socket string) *client {
 			}
 			return conn, err
 		},
-	}}
+	}}}
 	const url = "http://orlop"
 	grpc := connect.WithGRPC()
 	return &client{
@@ -61,6 +61,17 @@ func newClient(socket string) *client {
 		configs:   orlopv1connect.NewConfigsClient(h, url, grpc),
 		system:    orlopv1connect.NewSystemClient(h, url, grpc),
 	}
+}
+
+// cancelling ends a stream of requests with its context. The transport alone does
+// not notice before the next message is sent, and the answers hang until then.
+type cancelling struct{ http.RoundTripper }
+
+func (c cancelling) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.ContentLength < 0 {
+		context.AfterFunc(r.Context(), func() { r.Body.Close() })
+	}
+	return c.RoundTripper.RoundTrip(r)
 }
 
 // call makes a unary call.

@@ -154,6 +154,13 @@ func extract(r io.Reader, top, dest string, warn func(string)) error {
 	var root *os.Root
 	single := h.Typeflag != tar.TypeDir
 	if single {
+		switch h.Typeflag {
+		case tar.TypeReg:
+		case tar.TypeSymlink:
+			return errs.New(errs.Unsupported, "%s is a link to %s in the container; copy that", h.Name, h.Linkname)
+		default:
+			return errs.New(errs.Unsupported, "%s is no file, directory or link in the container", h.Name)
+		}
 		root, err = os.OpenRoot(filepath.Dir(dest))
 	} else {
 		if err = os.Mkdir(dest, 0o755); errors.Is(err, fs.ErrExist) {
@@ -219,7 +226,7 @@ func extract(r io.Reader, top, dest string, warn func(string)) error {
 			}
 			root.Chtimes(name, time.Now(), h.ModTime)
 		case tar.TypeSymlink:
-			if single || !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) || path.IsAbs(h.Linkname) {
+			if !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) || path.IsAbs(h.Linkname) {
 				warn(fmt.Sprintf("left out: %s, a link to %s", h.Name, h.Linkname))
 				continue
 			}

@@ -2,11 +2,11 @@ package main
 
 import (
 	"strings"
+	"time"
 
 	orlopv1 "github.com/orlop-io/orlop/api/orlop/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"time"
 )
 
 // kindOf returns the kind that a word of the command line means, or "".

@@ -20,6 +20,7 @@ const (
 	exitState       = 4
 	exitUnreachable = 5
 	exitTimeout     = 124
+	exitInterrupted = 130
 )
 
 // usageError says that the command line is wrong.

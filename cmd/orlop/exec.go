@@ -74,7 +74,7 @@ func (a *app) exec(cmd *cobra.Command, start *orlopv1.ExecRequest_Start) error {
 	}
 
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGWINCH)
+	notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGWINCH)
 	defer signal.Stop(signals)
 	go t.guard(func() {
 		count := 0
@@ -85,16 +85,17 @@ func (a *app) exec(cmd *cobra.Command, start *orlopv1.ExecRequest_Start) error {
 			case s := <-signals:
 				if s == syscall.SIGWINCH {
 					if size := t.size(); start.Tty && size != nil {
-						send(&orlopv1.ExecRequest{Message: &orlopv1.ExecRequest_Resize{Resize: size}})
+						go send(&orlopv1.ExecRequest{Message: &orlopv1.ExecRequest_Resize{Resize: size}})
 					}
 					continue
 				}
-				// The first is passed on; whoever insists leaves.
-				if count++; count > 1 {
+				// The first is passed on; whoever insists leaves, and so does who has hung up.
+				if count++; count > 1 || s == syscall.SIGHUP {
 					cancel()
 					return
 				}
-				send(&orlopv1.ExecRequest{Message: &orlopv1.ExecRequest_Signal{Signal: int32(s.(syscall.Signal))}})
+				// Not here: it may have to wait for input that the command does not read.
+				go send(&orlopv1.ExecRequest{Message: &orlopv1.ExecRequest_Signal{Signal: int32(s.(syscall.Signal))}})
 			}
 		}
 	})
@@ -104,7 +105,7 @@ func (a *app) exec(cmd *cobra.Command, start *orlopv1.ExecRequest_Start) error {
 		if err != nil {
 			t.restore()
 			if ctx.Err() != nil {
-				return &exitError{130}
+				return &exitError{exitInterrupted}
 			}
 			if errors.Is(err, io.EOF) {
 				return errors.New("the daemon ended the connection before the command ended")
@@ -138,6 +139,15 @@ func (a *app) exec(cmd *cobra.Command, start *orlopv1.ExecRequest_Start) error {
 				return &exitError{int(m.Exit.Code)}
 			}
 			return nil
+		}
+	}
+}
+
+// notify is signal.Notify but for the signals that we were started to ignore, by nohup for one.
+func notify(c chan<- os.Signal, signals ...syscall.Signal) {
+	for _, s := range signals {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -25,8 +26,9 @@ func run() int {
 		return 0
 	}
 	text, code := explain(err, a.socket)
-	if ctx.Err() != nil && code == 1 {
-		return 130
+	var exit *exitError // what the process says of itself stands
+	if ctx.Err() != nil && code == exitFailure && !errors.As(err, &exit) {
+		return exitInterrupted
 	}
 	if text != "" {
 		fmt.Fprintln(os.Stderr, text)
