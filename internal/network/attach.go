@@ -48,6 +48,9 @@ func (n *Network) Attach(ctx context.Context, r Request) (Attachment, error) {
 	}
 	n.gate.RLock()
 	defer n.gate.RUnlock()
+	if n.torn {
+		return Attachment{}, errs.New(errs.FailedPrecondition, "attach network of %s: the network has been torn down", r.PodID)
+	}
 
 	rec, err := n.intend(r)
 	if err != nil {

@@ -400,6 +400,27 @@ func TestLonelyHost(t *testing.T) {
 	}
 }
 
+// An uplink that comes later is found without anybody's doing.
+func TestUplinkComesLater(t *testing.T) {
+	n := newNode(t)
+	a := n.pod("a", network.PortMapping{HostPort: 8080, PodPort: 80})
+	networktest.Serve(t, a.NS, "tcp", ":80", "a")
+	out := networktest.NewOutside(t)
+	networktest.WaitFor(t, "host port from the new uplink", func() bool {
+		for _, to := range []string{out.Host4 + ":8080", "[" + out.Host6 + "]:8080"} {
+			if name, _, err := networktest.Ask(out.NS, "tcp", to); err != nil || name != "a" {
+				return false
+			}
+		}
+		return true
+	})
+	for _, ip := range []string{out.Other4, out.Other6} {
+		if err := networktest.Ping(a.NS, ip); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestConcurrent(t *testing.T) {
 	n := newNode(t)
 	ctx := context.Background()

@@ -69,6 +69,7 @@ type Network struct {
 
 	// gate is held for reading by what concerns one pod, for writing by what concerns all.
 	gate sync.RWMutex
+	torn bool // by Teardown; guarded by gate
 
 	mu      sync.Mutex
 	records map[string]*record // what the volatile state says; replaced, never changed
@@ -78,8 +79,8 @@ type Network struct {
 	queue   []string // of leaving, not yet taken by the remover
 	wake    chan struct{}
 
-	stop    context.CancelFunc
-	remover sync.WaitGroup
+	stop       context.CancelFunc
+	background sync.WaitGroup
 }
 
 // Protocol of a port.
@@ -192,7 +193,8 @@ func Open(ctx context.Context, o Options) (_ *Network, err error) {
 	}
 	bg, stop := context.WithCancel(context.Background())
 	n.stop = stop
-	n.remover.Go(func() { n.remove(bg) })
+	n.background.Go(func() { n.remove(bg) })
+	n.background.Go(func() { n.watch(bg) })
 	return n, nil
 }
 
@@ -261,7 +263,7 @@ func (n *Network) report(d dataplane.Difference) {
 // the next Open.
 func (n *Network) Close() error {
 	n.stop()
-	n.remover.Wait()
+	n.background.Wait()
 	return n.plane.Close()
 }
 
@@ -293,6 +295,7 @@ func (n *Network) Warnings() []string { return n.plane.Warnings() }
 func (n *Network) Teardown(ctx context.Context) error {
 	n.gate.Lock()
 	defer n.gate.Unlock()
+	n.torn = true
 	if err := n.plane.Teardown(ctx); err != nil {
 		return err
 	}

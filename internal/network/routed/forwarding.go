@@ -157,6 +157,11 @@ func (p *Plane) uplinks(v6 bool) ([]string, error) {
 	return names, nil
 }
 
+// ForeignRoute tells whether a route is of somebody else and may make an uplink of an interface.
+func (p *Plane) ForeignRoute(r netlink.Route) bool {
+	return r.Table == unix.RT_TABLE_MAIN && r.Protocol != routeProtocol && r.LinkIndex != 1
+}
+
 // list repeats a dump that the kernel says was disturbed by a change.
 func list[T any](dump func() ([]T, error)) (all []T, err error) {
 	for range 20 {
