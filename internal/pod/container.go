@@ -276,6 +276,9 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) e
 		// Mount points that the image lacks are made on the writable layer all the same.
 		oci.Root = &specs.Root{Path: "/", Readonly: true}
 	}
+	if err := w.keepProcess(id, oci.Process); err != nil {
+		return err
+	}
 	started, err := w.p.runtime.run(ctx, keeper.Spec{
 		ID: string(id), OCI: oci, Rootfs: rootfs, Cgroup: filepath.Join(w.group(), string(id)),
 		Log:       keeper.LogConfig{Path: w.logPath(c.Name, st.Restarts), MaxBytes: w.p.o.LogMaxBytes, MaxFiles: w.p.o.LogMaxFiles},

@@ -3,11 +3,13 @@ package pod
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
@@ -346,15 +349,32 @@ func (w *worker) execOutput(ctx context.Context, container string, argv []string
 	return x.Code, []byte(text.String()), nil
 }
 
+// processFile holds a container's own process as it was asked for. It dies with the machine,
+// as it may hold secrets: the run directory is on a tmpfs.
+func (w *worker) processFile(id ContainerID) string {
+	return filepath.Join(w.runDir(), "containers", string(id), "process.json")
+}
+
+// keepProcess records it before the container starts, so that one that runs always has it.
+func (w *worker) keepProcess(id ContainerID, p *specs.Process) error {
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(w.processFile(id), raw, 0o600, false)
+}
+
 // processLike is a process with the identity, environment and confinement of the
 // container's own.
 func (w *worker) processLike(container string, argv []string, tty bool) (*specs.Process, error) {
-	st := w.container(container)
-	own, err := keeper.ReadSpec(w.p.o.Keeper.Dir, string(st.ID))
+	raw, err := os.ReadFile(w.processFile(w.container(container).ID))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("container %s: %w", container, err)
 	}
-	p := *own.OCI.Process
+	var p specs.Process
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return nil, errs.New(errs.Corrupt, "container %s: read its process: %w", container, err)
+	}
 	p.Args, p.Terminal = argv, tty
 	if tty {
 		p.Env = append(append([]string(nil), p.Env...), "TERM=xterm")
