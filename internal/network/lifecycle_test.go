@@ -400,6 +400,40 @@ func TestLonelyHost(t *testing.T) {
 	}
 }
 
+// What somebody adds to the host later keeps no daemon from its pods; only where nothing is
+// begun yet is a block refused.
+func TestBlockTakenLater(t *testing.T) {
+	out := networktest.NewOutside(t)
+	before := networktest.State()
+	n := newNode(t)
+	a := n.pod("a")
+	networktest.In(t, "", "ip", "route", "add", "10.88.128.0/24", "dev", out.Link)
+	n.reopen()
+	if err := networktest.Ping("", a.V4); err != nil {
+		t.Error(err)
+	}
+	if w := strings.Join(n.Warnings(), "\n"); !strings.Contains(w, "10.88.128.0/24") {
+		t.Errorf("warnings: %q", w)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.Network = nil
+	networktest.In(t, "", "ip", "route", "del", "unreachable", "10.88.0.0/16")
+	if _, err := network.Open(context.Background(), n.opts); !errors.Is(err, errs.FailedPrecondition) {
+		t.Errorf("a block of which the host has a part: %v", err)
+	}
+	for range 2 { // where Open fails, this does not
+		if err := network.Teardown(context.Background(), n.opts); err != nil {
+			t.Fatal(err)
+		}
+	}
+	networktest.In(t, "", "ip", "route", "del", "10.88.128.0/24")
+	if after := networktest.State(); after != before {
+		t.Errorf("left behind:\n%s\n---\n%s", before, after)
+	}
+}
+
 // An uplink that comes later is found without anybody's doing.
 func TestUplinkComesLater(t *testing.T) {
 	n := newNode(t)

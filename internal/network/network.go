@@ -141,6 +141,33 @@ type Attachment struct {
 // idempotent, and it goes on with what a killed process left undone. Pods that are attached
 // are not disturbed. Close ends what Open began; pods stay connected.
 func Open(ctx context.Context, o Options) (_ *Network, err error) {
+	n, err := load(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.plane.Close()
+		}
+	}()
+	// What was being removed is swept as nobody's by Sync; its records go thereafter.
+	d, err := n.plane.Sync(ctx, n.staying())
+	if err != nil {
+		return nil, err
+	}
+	n.report(d)
+	if err := n.forget(n.detaching()...); err != nil {
+		return nil, err
+	}
+	bg, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	n.background.Go(func() { n.remove(bg) })
+	n.background.Go(func() { n.watch(bg) })
+	return n, nil
+}
+
+// load checks the options and reads the state; nothing of the host is changed.
+func load(o Options) (_ *Network, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -179,27 +206,14 @@ func Open(ctx context.Context, o Options) (_ *Network, err error) {
 			n.plane.Close()
 		}
 	}()
-	if err := n.load(); err != nil {
+	if err := n.read(); err != nil {
 		return nil, err
 	}
-	// What was being removed is swept as nobody's by Sync; its records go thereafter.
-	d, err := n.plane.Sync(ctx, n.staying())
-	if err != nil {
-		return nil, err
-	}
-	n.report(d)
-	if err := n.forget(n.detaching()...); err != nil {
-		return nil, err
-	}
-	bg, stop := context.WithCancel(context.Background())
-	n.stop = stop
-	n.background.Go(func() { n.remove(bg) })
-	n.background.Go(func() { n.watch(bg) })
 	return n, nil
 }
 
-// load reads the records into memory.
-func (n *Network) load() error {
+// read takes the records into memory.
+func (n *Network) read() error {
 	all, err := n.endpoints.All()
 	if err != nil {
 		return err
@@ -293,6 +307,19 @@ func (n *Network) Warnings() []string { return n.plane.Warnings() }
 // restores the host's settings. It is idempotent. The Network is of no use afterwards but
 // to be closed.
 func (n *Network) Teardown(ctx context.Context) error {
+	return n.teardown(ctx)
+}
+
+// Teardown is Network.Teardown without Open, for a host on which Open fails. No daemon may run.
+func Teardown(ctx context.Context, o Options) error {
+	n, err := load(o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.teardown(ctx), n.plane.Close())
+}
+
+func (n *Network) teardown(ctx context.Context) error {
 	n.gate.Lock()
 	defer n.gate.Unlock()
 	n.torn = true

@@ -177,6 +177,11 @@ func (p *Plane) overlaps(s *seen) error {
 	for _, l := range s.devices {
 		ours[l.Attrs().Index] = true
 	}
+	// A block that is in use stays in use: what came later must not keep a restarted daemon
+	// from its pods.
+	inUse := func(b netip.Prefix) bool {
+		return slices.ContainsFunc(s.routes, func(r netlink.Route) bool { return isBlockRoute(r, b) })
+	}
 	for _, b := range p.o.Blocks {
 		setting := "network.ipv4Block"
 		if b.Addr().Is6() {
@@ -194,15 +199,23 @@ func (p *Plane) overlaps(s *seen) error {
 				p.warn("the block %s of pods lies within %s, to which this host has a route: addresses of the block elsewhere are out of reach; set %s to another if that matters", b, dst, setting)
 				continue
 			}
+			if inUse(b) {
+				p.warn("somebody has added a route to %s on this host, which is in the block %s of pods: pods with addresses there are out of reach; remove it, or set %s to a block that is free and apply the pods again", dst, b, setting)
+				continue
+			}
 			return errs.New(errs.FailedPrecondition, "the block %s of pods overlaps the route to %s of this host: set %s to a block that is free", b, dst, setting)
 		}
 		for _, a := range s.local {
-			if ip := prefixOf(a.IPNet).Addr(); b.Contains(ip) && !(a.LinkIndex == 1 && ip == b.Addr().Next()) && !ours[a.LinkIndex] {
+			if ip := prefixOf(a.IPNet).Addr(); b.Contains(ip) && !(a.LinkIndex == 1 && ip == b.Addr().Next()) && !ours[a.LinkIndex] && !inUse(b) {
 				return errs.New(errs.FailedPrecondition, "the block %s of pods holds %s, which is an address of this host: set %s to a block that is free", b, ip, setting)
 			}
 		}
 	}
 	return nil
+}
+
+func isBlockRoute(r netlink.Route, b netip.Prefix) bool {
+	return r.Type == unix.RTN_UNREACHABLE && prefixOf(r.Dst) == b && r.Protocol == routeProtocol
 }
 
 // prepare makes what all endpoints share, except the table.
@@ -226,9 +239,7 @@ func (p *Plane) prepare(s *seen) (changed bool, err error) {
 	afterAddresses.Hit()
 	rs = nil
 	for _, b := range p.o.Blocks {
-		if !slices.ContainsFunc(s.routes, func(r netlink.Route) bool {
-			return r.Type == unix.RTN_UNREACHABLE && prefixOf(r.Dst) == b && r.Protocol == routeProtocol
-		}) {
+		if !slices.ContainsFunc(s.routes, func(r netlink.Route) bool { return isBlockRoute(r, b) }) {
 			rs = append(rs, link.SetRoute(p.blockRoute(b)))
 		}
 	}
