@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
@@ -87,23 +89,18 @@ func (p *Pods) Exec(ctx context.Context, k Key, o ExecOptions) (*Session, error)
 		}
 	}()
 	if !o.TTY {
-		pipe := func() (r, wr *os.File) {
+		pipe := func(weRead bool) (ours, its *os.File) {
 			if err == nil {
-				r, wr, err = os.Pipe()
+				ours, its, err = processPipe(weRead)
 			}
-			return r, wr
+			s.files, theirs = append(s.files, ours), append(theirs, its)
+			return ours, its
 		}
 		if o.Stdin {
-			r, wr := pipe()
-			spec.Stdin, s.Stdin = r, wr
-			s.files, theirs = append(s.files, wr), append(theirs, r)
+			s.Stdin, spec.Stdin = pipe(false)
 		}
-		r, wr := pipe()
-		spec.Stdout, s.Stdout = wr, r
-		s.files, theirs = append(s.files, r), append(theirs, wr)
-		r, wr = pipe()
-		spec.Stderr, s.Stderr = wr, r
-		s.files, theirs = append(s.files, r), append(theirs, wr)
+		s.Stdout, spec.Stdout = pipe(true)
+		s.Stderr, spec.Stderr = pipe(true)
 		if err != nil {
 			return nil, err
 		}
@@ -122,6 +119,25 @@ func (p *Pods) Exec(ctx context.Context, k Key, o ExecOptions) (*Session, error)
 	s.wait = e.Wait
 	s.signal = func(ctx context.Context, sig int) error { return e.Signal(ctx, syscall.Signal(sig)) }
 	return s, nil
+}
+
+// processPipe returns a pipe to or from a process. The process's end blocks, as programs
+// expect of their streams; os.Pipe's would not.
+func processPipe(weRead bool) (ours, its *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	mine, theirs := p[0], p[1]
+	if !weRead {
+		mine, theirs = p[1], p[0]
+	}
+	if err := unix.SetNonblock(mine, true); err != nil {
+		unix.Close(mine)
+		unix.Close(theirs)
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(theirs), "pipe of the process"), nil
 }
 
 // nopCloser is a terminal as an input: it ends with the session, not with its input.

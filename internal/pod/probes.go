@@ -312,7 +312,7 @@ func (w *worker) execOutput(ctx context.Context, container string, argv []string
 	if err != nil {
 		return 0, nil, err
 	}
-	r, out, err := os.Pipe()
+	r, out, err := processPipe(true)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,9 +19,11 @@ import (
 const (
 	// chunkBytes is the largest piece of a stream that the server sends.
 	chunkBytes = 32 << 10
-	// drainTime is how long output is still read after a command has ended: what it
-	// wrote is in the pipe; what its children left behind write later is not its.
+	// drainTime is how long the next piece of output is waited for after a command has
+	// ended: what it wrote is in the pipe; what its children left behind write later is not its.
 	drainTime = 200 * time.Millisecond
+	// restBytes is more than a pipe holds.
+	restBytes = 2 << 20
 )
 
 // Exec implements the service.
@@ -206,9 +209,13 @@ func (s *sender[T]) message(m *T) error {
 // output reads a session's streams.
 type output struct {
 	session *pod.Session
+	ended   atomic.Bool // the process has; what it wrote is still in the pipe
 	done    chan struct{}
 	err     error
 }
+
+// deadliner is a stream of which waiting can be bounded.
+type deadliner interface{ SetReadDeadline(time.Time) error }
 
 // copyOutput starts to read. If sending fails, cancel is called.
 func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel context.CancelFunc) *output {
@@ -217,9 +224,19 @@ func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel c
 	var once sync.Once
 	read := func(r io.Reader, stderr bool) {
 		buf := make([]byte, chunkBytes)
-		for {
+		rest := restBytes
+		for rest > 0 {
+			if o.ended.Load() {
+				// Each piece has its time: a slow client must not cost the next one.
+				if d, ok := r.(deadliner); ok {
+					d.SetReadDeadline(time.Now().Add(drainTime)) // without deadlines, finish closes it
+				}
+			}
 			n, err := r.Read(buf)
 			if n > 0 {
+				if o.ended.Load() {
+					rest -= n
+				}
 				if err := send(buf[:n], stderr); err != nil {
 					once.Do(func() { o.err = err })
 					cancel()
@@ -227,7 +244,7 @@ func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel c
 				}
 			}
 			if err != nil {
-				return // EOF; EIO of a terminal that nobody has open; the deadline of finish
+				return // EOF; EIO of a terminal that nobody has open; the deadline
 			}
 		}
 	}
@@ -246,20 +263,13 @@ func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel c
 
 // finish waits until everything that the process wrote has been sent.
 func (o *output) finish(ctx context.Context) error {
-	deadline := time.Now().Add(drainTime)
-	limited := true
+	o.ended.Store(true)
 	for _, r := range []io.Reader{o.session.Stdout, o.session.Stderr} {
-		if r == nil {
-			continue
+		d, ok := r.(deadliner)
+		if r != nil && (!ok || d.SetReadDeadline(time.Now().Add(drainTime)) != nil) {
+			t := time.AfterFunc(drainTime, func() { o.session.Close() })
+			defer t.Stop()
 		}
-		d, ok := r.(interface{ SetReadDeadline(time.Time) error })
-		if !ok || d.SetReadDeadline(deadline) != nil {
-			limited = false // a reader without deadlines: it must end by itself
-		}
-	}
-	if !limited {
-		t := time.AfterFunc(drainTime, func() { o.session.Close() })
-		defer t.Stop()
 	}
 	select {
 	case <-o.done:
