@@ -69,7 +69,7 @@ func check(pkg, imp string) string {
 	}
 	irank, iname, idomain := layer(imp)
 	switch {
-	case iname == "api" && rank < 4:
+	case iname == "api" && rank < 4 && name != "api":
 		return fmt.Sprintf("%s (%s) imports %s: only servers and commands speak the control API", pkg, name, imp)
 	case irank > rank:
 		return fmt.Sprintf("%s (%s) imports %s (%s): imports point downward only", pkg, name, imp, iname)
