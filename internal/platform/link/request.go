@@ -53,12 +53,13 @@ func AddVeth(v Veth) Request {
 }
 
 // Find fills info with what is known of the interface of that name; where there is none,
-// info.Index stays 0. Since 6.8 the kernel first catches up with the carrier's state.
+// info is zero. Since 6.8 the kernel first catches up with the carrier's state.
 func Find(name string, info *Info) Request {
 	r := request(unix.RTM_GETLINK, 0, "look for interface %s", name).Ignoring(unix.ENODEV)
 	r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	r.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	r.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(1<<3))) // RTEXT_FILTER_SKIP_STATS
+	*info = Info{}
 	r.answer = info.parse
 	return r
 }
