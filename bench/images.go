@@ -31,7 +31,9 @@ func serveImages(dir, idle string, pulls bool) (host string, stop func(), err er
 		program := imagetest.Entry{Header: tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755}, Data: string(body)}
 		l, err := imagetest.Build(filepath.Join(dir, name), []imagetest.Layer{{Entries: []imagetest.Entry{
 			imagetest.Dir("dev"), imagetest.Dir("etc"), imagetest.Dir("proc"), imagetest.Dir("sys"), program,
-		}}}, func(i *ocispec.Image, _ *ocispec.Manifest) { i.Config.Entrypoint, i.Config.Cmd = []string{"/" + name}, nil })
+		}}}, func(i *ocispec.Image, _ *ocispec.Manifest) {
+			i.Config.Entrypoint, i.Config.Cmd = []string{"/" + name}, nil
+		})
 		if err != nil {
 			return "", nil, err
 		}

@@ -117,7 +117,8 @@ func (o *orlop) Stop() {
 		o.cmd.Process.Signal(syscall.SIGTERM)
 		o.cmd.Wait()
 	}
-	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log"); os.RemoveAll(o.dir)
+	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log")
+	os.RemoveAll(o.dir)
 	if o.leave != nil {
 		o.leave()
 	}
@@ -239,7 +240,8 @@ func (o *orlopStarter) Stop() {
 		}
 		o.cmd.Wait()
 	}
-	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log"); os.RemoveAll(o.dir)
+	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log")
+	os.RemoveAll(o.dir)
 	if o.leave != nil {
 		o.leave()
 	}

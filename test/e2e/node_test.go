@@ -401,7 +401,7 @@ func (n *node) leftovers() (left []string) {
 	for _, args := range [][]string{{"-n", n.name, "-o", "link"}, {"-n", n.name, "route"}, {"-n", n.name, "rule"}} {
 		out, _ := exec.Command("ip", args...).Output()
 		for line := range strings.Lines(string(out)) {
-			if strings.Contains(line, "orl") || strings.Contains(line, "10.88.") {
+			if strings.Contains(line, "orl") || strings.Contains(line, "10.115.") {
 				left = append(left, strings.Join(args, " ")+": "+strings.TrimSpace(line))
 			}
 		}

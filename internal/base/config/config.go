@@ -140,7 +140,7 @@ func Default() Config {
 			MaxFiles:      4_000_000,
 			Parallel:      4,
 		},
-		Network: Network{IPv4Block: "10.88.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
+		Network: Network{IPv4Block: "10.115.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
 		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
 		Pod:     Pod{LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768},
 	}
@@ -260,7 +260,7 @@ func (c *Config) Validate() error {
 		p, err := netip.ParsePrefix(s)
 		switch {
 		case err != nil:
-			check(false, "network.%s: %q is not an address block like 10.88.0.0/16", name, s)
+			check(false, "network.%s: %q is not an address block like 10.115.0.0/16", name, s)
 		case p.Addr().Is4() != is4:
 			check(false, "network.%s: %q is of the other address family", name, s)
 		case p.Masked() != p:
