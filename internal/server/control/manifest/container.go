@@ -165,7 +165,7 @@ func (d *decoder) keyRef(path, name, key string, optional *bool) *pod.KeyRef {
 
 // Fields of the downward API: in variables, and as files.
 var (
-	envFields = []string{"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"}
+	envFields = []string{"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"}
 	// fileFields may not name what is known only once the pod runs.
 	fileFields = []string{"metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels", "metadata.annotations"}
 )
