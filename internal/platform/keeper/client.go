@@ -85,11 +85,21 @@ func (h *Holdings) Close() {
 	}
 }
 
+const (
+	dialTries = 1000
+	dialPause = 2 * time.Millisecond
+)
+
 // Dial connects to the keeper's socket. With held, which may be nil, the client
 // gives the keeper what is in it, and from then on keeps it up to date: pass the
 // same Holdings to the next Dial after a loss.
 func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
 	nc, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	for try := 0; errors.Is(err, unix.EAGAIN) && try < dialTries && ctx.Err() == nil; try++ {
+		// More wait to be accepted than the system lets wait (net.core.somaxconn).
+		time.Sleep(dialPause)
+		nc, err = (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "connect to the keeper: %w", err)
 	}
@@ -349,7 +359,8 @@ func (c *Client) Shutdown(ctx context.Context) error {
 }
 
 // ExecSpec is one more process in a running container. The files are given to the
-// process itself: the keeper is not between. nil is /dev/null. With
+// process itself: the keeper is not between, and changes nothing about them (programs
+// expect streams that block; a Go os.Pipe does not). nil is /dev/null. With
 // Process.Terminal they are not used.
 type ExecSpec struct {
 	Process               *specs.Process
@@ -361,9 +372,10 @@ type Exec struct {
 	PID     int
 	Console *os.File // the terminal's master, the caller's to close; nil without one
 
-	c     *Client
-	id    uint64
-	pidfd *os.File
+	c       *Client
+	id      uint64
+	pidfd   *os.File
+	started uint64
 }
 
 // Exec runs a process in the container. It outlives this client, and the keeper.
@@ -391,7 +403,7 @@ func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error)
 	if len(a.Files) == 0 {
 		return nil, errs.New(errs.Internal, "the keeper sent no descriptor of the process that it started")
 	}
-	e := &Exec{PID: reply.PID, c: c, id: reply.Exec, pidfd: a.Files[0]}
+	e := &Exec{PID: reply.PID, c: c, id: reply.Exec, pidfd: a.Files[0], started: reply.Started}
 	if len(a.Files) > 1 {
 		e.Console = a.Files[1]
 	}
@@ -412,27 +424,25 @@ func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
 	return x, err
 }
 
-// pollPause bounds how long a canceled wait goes on, in milliseconds.
-const pollPause = 200
+// waitPause bounds how long a canceled wait goes on, in milliseconds.
+const waitPause = 200
 
 func (e *Exec) waitAlone(ctx context.Context) (Exit, error) {
+	events := int16(unix.POLLIN)
 	for ctx.Err() == nil {
-		if end, ok := pidfd.Kept(e.pidfd); ok {
-			return Exit{Code: end.Code, Signal: end.Signal, Known: true, At: time.Now()}, nil
-		}
-		p := []unix.PollFd{{Fd: int32(e.pidfd.Fd()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, pollPause); err != nil && err != unix.EINTR {
+		p := []unix.PollFd{{Fd: int32(e.pidfd.Fd()), Events: events}}
+		if _, err := unix.Poll(p, waitPause); err != nil && err != unix.EINTR {
 			return Exit{}, err
-		} else if n == 0 {
-			continue
 		}
-		// It has ended; whoever became its parent reaps it in a moment.
-		p[0].Events = 0
-		if n, err := unix.Poll(p, 10*pollPause); n == 0 && err == nil {
+		end, known, again, err := pidfd.Look(e.pidfd, e.PID, e.started)
+		switch {
+		case err != nil: // it runs
+		case again:
+			events = 0 // its end shows once it is reaped
+		case !known:
 			return Exit{Code: 255, At: time.Now()}, nil
-		}
-		if _, ok := pidfd.Kept(e.pidfd); !ok {
-			return Exit{Code: 255, At: time.Now()}, nil
+		default:
+			return Exit{Code: end.Code, Signal: end.Signal, Known: true, At: time.Now()}, nil
 		}
 	}
 	return Exit{}, ctx.Err()

@@ -1,13 +1,18 @@
 package keeper_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
@@ -71,5 +76,88 @@ func TestExecAndAttach(t *testing.T) {
 	}
 	if x := r.wait("a"); x.Code != 0 {
 		t.Errorf("exit %+v", x)
+	}
+}
+
+// A process in a container outlives its client and the keeper; who waits for it learns
+// its end all the same.
+func TestExecOutlivesKeeper(t *testing.T) {
+	for _, how := range []string{"killed", "upgraded"} {
+		t.Run(how, func(t *testing.T) {
+			r := newRig(t)
+			r.run(r.sh("a", "sleep 1000"))
+			in, w, _ := os.Pipe()
+			out, ow, _ := os.Pipe()
+			e, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "read x; echo got $x; exit 21"}, Cwd: "/"}, Stdin: in, Stdout: ow})
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Close()
+			ow.Close()
+			ended := make(chan keeper.Exit, 1)
+			go func() {
+				x, err := e.Wait(r.ctx)
+				if err != nil {
+					t.Error(err)
+				}
+				ended <- x
+			}()
+			if how == "killed" {
+				r.kill()
+			} else {
+				if err := r.c.Upgrade(r.ctx, bin+"/orlop-keeper"); err != nil {
+					t.Fatal(err)
+				}
+				<-r.c.Done()
+			}
+			fmt.Fprintln(w, "it")
+			w.Close()
+			text, _ := io.ReadAll(out)
+			r.spawn()
+			if x := <-ended; x.Code != 21 || !x.Known || string(text) != "got it\n" {
+				t.Errorf("%+v, %q", x, text)
+			}
+			if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.PID)); err == nil && !strings.Contains(string(st), ") Z ") {
+				t.Errorf("process %d is still there: %s", e.PID, st)
+			}
+		})
+	}
+}
+
+func TestExecErrors(t *testing.T) {
+	r := newRig(t)
+	r.run(r.sh("a", "sleep 1000"))
+	r.run(r.sh("ended", "true"))
+	r.wait("ended")
+	p := func(args ...string) keeper.ExecSpec {
+		return keeper.ExecSpec{Process: &specs.Process{Args: args, Cwd: "/"}}
+	}
+	for id, want := range map[string]error{"nobody": errs.NotFound, "ended": errs.FailedPrecondition} {
+		if _, err := r.c.Exec(r.ctx, id, p("/bin/true")); !errors.Is(err, want) {
+			t.Errorf("in %s: %v", id, err)
+		}
+	}
+	if _, err := r.c.Exec(r.ctx, "a", p("/no/such")); !errors.Is(err, errs.NotFound) {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	if _, err := r.c.Exec(r.ctx, "a", p()); !errors.Is(err, errs.Invalid) {
+		t.Errorf("no command: %v", err)
+	}
+	e, err := r.c.Exec(r.ctx, "a", p("/bin/sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	waited := make(chan error, 1)
+	go func() { _, err := e.Wait(ctx); waited <- err }()
+	cancel()
+	if err := <-waited; !errors.Is(err, context.Canceled) {
+		t.Errorf("a canceled wait: %v", err)
+	}
+	if err := e.Signal(r.ctx, unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if x, err := e.Wait(r.ctx); err != nil || x.Signal != 15 {
+		t.Errorf("%+v %v", x, err)
 	}
 }

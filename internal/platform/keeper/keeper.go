@@ -115,8 +115,9 @@ type (
 	// ExecReply names the process; the frame brings its pidfd and, with a terminal, the
 	// terminal's master.
 	ExecReply struct {
-		Exec uint64
-		PID  int
+		Exec    uint64
+		PID     int
+		Started uint64 // pidfd.StartTime
 	}
 	// ExecRef names a process that Exec started on the same connection.
 	ExecRef struct{ Exec uint64 }

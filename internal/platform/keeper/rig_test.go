@@ -24,6 +24,9 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
+	if os.Getenv("KEEPER_TEST_SOCKET") != "" { // TestForeignUser's other half
+		os.Exit(m.Run())
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "the keeper's tests start containers: run as root")
 		os.Exit(1)
@@ -36,19 +39,56 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		bin = dir
-		cmd := exec.Command("go", "build", "-tags", "faults", "-o", dir+"/", "github.com/orlop-io/orlop/cmd/orlop-keeper", "github.com/orlop-io/orlop/cmd/orlop-init")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-			return 1
+		for _, name := range []string{"orlop-keeper", "orlop-init"} {
+			args := []string{"build", "-tags", "faults", "-o", dir + "/", "github.com/orlop-io/orlop/cmd/" + name}
+			cgo := "CGO_ENABLED=0"
+			if race && name == "orlop-keeper" {
+				args, cgo = append(args[:1:1], append([]string{"-race"}, args[1:]...)...), "CGO_ENABLED=1"
+			}
+			cmd := exec.Command("go", args...)
+			cmd.Env = append(os.Environ(), cgo)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+				return 1
+			}
 		}
-		return m.Run()
+		code := m.Run()
+		if left := leftovers(); len(left) > 0 {
+			fmt.Fprintf(os.Stderr, "the tests have left:\n%s\n", strings.Join(left, "\n"))
+			return max(code, 1)
+		}
+		return code
 	}())
 }
 
+// leftovers names the processes of our binaries that still run, and our mounts.
+func leftovers() (left []string) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left = nil
+		exes, _ := filepath.Glob("/proc/[0-9]*/exe")
+		for _, exe := range exes {
+			if to, err := os.Readlink(exe); err == nil && strings.HasPrefix(to, bin+"/") {
+				left = append(left, exe+" "+to)
+			}
+		}
+		mounts, _ := os.ReadFile("/proc/self/mounts")
+		for line := range strings.Lines(string(mounts)) {
+			if strings.HasPrefix(line, mountName()) {
+				left = append(left, line)
+			}
+		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+	}
+}
+
+// mountName is the source that our mounts show.
+func mountName() string { return fmt.Sprintf("orlop-keeper-test-%d", os.Getpid()) }
+
 // rig is a keeper with a daemon's side, and a root filesystem.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string // keeper's
 	root  string
 	group string
@@ -60,13 +100,29 @@ type rig struct {
 
 var rigs atomic.Int32
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, ctx: t.Context(), group: fmt.Sprintf("/orlopkeep%d-%d", os.Getpid(), rigs.Add(1)), logs: t.TempDir()}
+	r := &rig{t: t, ctx: context.Background(), group: fmt.Sprintf("/orlopkeep%d-%d", os.Getpid(), rigs.Add(1)), logs: t.TempDir()}
 	var err error
 	if r.dir, err = os.MkdirTemp("/run", "orlop-keep-"); err != nil {
 		t.Fatal(err)
 	}
+	// Where /run is no tmpfs, as in a container, the keeper's directory is made one.
+	if err := unix.Mount(mountName(), r.dir, "tmpfs", 0, "size=64m,mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	mounted := r.dir
+	t.Cleanup(func() {
+		// A keeper that another was faster than has the lock's file open for a second.
+		err := unix.Unmount(mounted, 0)
+		for deadline := time.Now().Add(10 * time.Second); err == unix.EBUSY && time.Now().Before(deadline); err = unix.Unmount(mounted, 0) {
+			time.Sleep(time.Millisecond)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		os.Remove(mounted)
+	})
 	r.root = filepath.Join(t.TempDir(), "root")
 	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "etc"} {
 		os.MkdirAll(filepath.Join(r.root, d), 0o755)
@@ -141,18 +197,30 @@ func (r *rig) close() {
 			r.t.Error(err)
 		}
 	}
+	process, err := os.FindProcess(r.c.PID())
+	if err != nil {
+		r.t.Error(err)
+	}
 	if err := r.c.Shutdown(ctx); err != nil {
 		r.t.Error(err)
 	}
 	r.c.Close()
+	for deadline := time.Now().Add(10 * time.Second); process.Signal(syscall.Signal(0)) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Error("the keeper does not end")
+			break
+		}
+	}
 	if n := r.held.Len(); n != 0 {
 		r.t.Errorf("something of %d containers is still held", n)
 	}
 	r.held.Close()
+	if log := r.keeperLog(); strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic") {
+		r.t.Error(log)
+	}
 	if ents, _ := os.ReadDir(r.dir + "/containers"); len(ents) > 0 {
 		r.t.Errorf("%d directories of containers are left", len(ents))
 	}
-	os.RemoveAll(r.dir)
 	h, err := cgroup.Open(cgroup.Options{})
 	if err != nil {
 		r.t.Fatal(err)

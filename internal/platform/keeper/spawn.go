@@ -2,12 +2,11 @@ package keeper
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,26 +26,33 @@ type SpawnOptions struct {
 // Socket is where the keeper of the directory listens.
 func Socket(dir string) string { return filepath.Join(dir, "keeper.sock") }
 
-// Spawn starts a keeper in a session of its own and returns once it listens. Where
-// one has the directory already the new one ends at once, and that is fine. The
-// keeper outlives the caller: it must not be in a cgroup or a namespace that ends
-// with it.
+// Spawn makes sure that a keeper answers: where none does it starts one, in a session of
+// its own, and returns once it listens. Of several that are started at a time one stays
+// (it has a lock on the directory) and the others end.
+//
+// The keeper outlives the caller, whose child it remains: the caller must not end its
+// children, and systemd must not end its control group (KillMode=process). Of the
+// environment it gets only what is harmless to hand to a process that lives on.
 func Spawn(ctx context.Context, o SpawnOptions) error {
+	if c, err := Dial(ctx, Socket(o.Dir), nil); err == nil {
+		return c.Close()
+	}
 	for _, b := range []string{o.Binary, o.Init} {
 		if _, err := os.Stat(b); err != nil {
 			return errs.New(errs.FailedPrecondition, "start the keeper: %w; set keeper.binary and keeper.init, or put them beside orlop", err)
 		}
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return err
+		return fmt.Errorf("start the keeper: %w", err)
 	}
-	log, err := os.OpenFile(o.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	log, err := openLogFile(o.LogFile)
 	if err != nil {
-		return err
+		return fmt.Errorf("start the keeper: %w", err)
 	}
 	defer log.Close()
 	cmd := exec.Command(o.Binary, "-dir", o.Dir, "-init", o.Init, "-cgroup-driver", o.Driver)
 	cmd.Dir = "/"
+	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -54,19 +60,26 @@ func Spawn(ctx context.Context, o SpawnOptions) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	tick := time.NewTicker(2 * time.Millisecond)
+	tick := time.NewTicker(spawnPause)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(spawnTimeout)
 	for {
 		if c, err := Dial(ctx, Socket(o.Dir), nil); err == nil {
-			c.Close()
-			return nil
+			if c.PID() != cmd.Process.Pid {
+				// Another was faster. Ours sees that and ends; if it were left to itself it
+				// could outlive the other and take its place.
+				select {
+				case <-ended:
+				case <-deadline:
+				case <-ctx.Done():
+				}
+			}
+			return c.Close()
 		}
 		select {
 		case err := <-ended:
 			if c, derr := Dial(ctx, Socket(o.Dir), nil); derr == nil {
-				c.Close()
-				return nil
+				return c.Close()
 			}
 			return errs.New(errs.Unavailable, "the keeper ended at its start (%v); see %s", err, o.LogFile)
 		case <-ctx.Done():
@@ -78,16 +91,32 @@ func Spawn(ctx context.Context, o SpawnOptions) error {
 	}
 }
 
-// ReadSpec returns what a container of the directory's keeper was made from. It
-// needs no keeper.
-func ReadSpec(dir, id string) (Spec, error) {
-	var s Spec
-	raw, err := os.ReadFile(filepath.Join(dir, "containers", id, "spec.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		return s, errs.New(errs.NotFound, "container %s does not exist", id)
+const (
+	spawnPause   = 2 * time.Millisecond
+	spawnTimeout = 20 * time.Second
+	// maxLogFile is how large the keeper's own log may be when another keeper begins; one
+	// old log is kept.
+	maxLogFile = 4 << 20
+)
+
+func openLogFile(path string) (*os.File, error) {
+	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLogFile {
+		if err := os.Rename(path, path+".1"); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return s, err
+	return os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+}
+
+// environment leaves out what a daemon may have been given for itself: credentials.
+func environment() (env []string) {
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		switch {
+		case name == "PATH", name == "LANG", name == "TZ", name == "GODEBUG", name == "GORACE",
+			name == "DBUS_SYSTEM_BUS_ADDRESS", strings.HasPrefix(name, "ORLOP_FAULT"):
+			env = append(env, e)
+		}
 	}
-	return s, json.Unmarshal(raw, &s)
+	return env
 }

@@ -92,7 +92,9 @@ func (s *Server) serve(nc *net.UnixConn) {
 		return
 	}
 	c.conn.SetSendTimeout(sendTimeout)
-	if err := s.greet(c); err != nil {
+	if err := s.greet(c); errors.Is(err, io.EOF) {
+		return // only looked whether somebody listens
+	} else if err != nil {
 		s.log.Warn("a connection was refused", "error", err)
 		return
 	}

@@ -167,7 +167,7 @@ func (s *Server) create(ctx context.Context, spec keeper.Spec, record bool) (_ *
 		}
 		faultCreateDone.Hit()
 	}
-	if err := c.out.start(); err != nil {
+	if err := c.out.start(false); err != nil {
 		return nil, err
 	}
 	s.add(c)
@@ -238,9 +238,12 @@ func (c *container) start(ctx context.Context) (keeper.Started, error) {
 	gate.Close()
 	faultStartDone.Hit()
 	c.s.publish(keeper.Event{Type: "started", ID: c.id, PID: st.PID})
-	if seen {
-		go c.onExit()
-	}
+	go func() {
+		c.out.begin()
+		if seen {
+			c.onExit()
+		}
+	}()
 	return started, nil
 }
 

@@ -119,8 +119,8 @@ func (s *Server) remove(ctx context.Context, c *container) error {
 	c.mu.Unlock()
 	if g == nil && path != "" {
 		var err error
-		if g, err = s.cg.Load(path); err != nil && !errors.Is(err, errs.NotFound) {
-			return err
+		if g, err = s.cg.Load(path); err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
+			return err // an invalid path was never made
 		}
 	}
 	if g != nil {

@@ -101,6 +101,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 		pidfd.Reap(p.PIDFD(), true)
 		return fail(err)
 	}
+	started, _ := pidfd.StartTime(p.PID()) // it waits at the gate, and is ours to reap
 	if err := p.Start(ctx); err != nil {
 		pidfd.Signal(e.pidfd, unix.SIGKILL)
 		pidfd.Reap(e.pidfd, true) // one that was killed before it began
@@ -122,7 +123,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 	if t := p.Console(); t != nil {
 		files = append(files, t)
 	}
-	return keeper.ExecReply{Exec: e.id, PID: p.PID()}, files, nil
+	return keeper.ExecReply{Exec: e.id, PID: p.PID(), Started: started}, files, nil
 }
 
 // execEnded reaps the process.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -61,14 +62,16 @@ type criLog struct {
 	punched [2]int64
 	dropped int64 // bytes of output, since the log failed
 	failing bool
-	broken  bool // the stages cannot be written
+	quiet   bool      // this failure was not said
+	said    time.Time // the last one that was
 	warn    func(msg string, args ...any)
 }
 
 var stageNames = [2]string{"stdout.stage", "stderr.stage"}
 
-// openLog opens, or on a restart of the keeper continues, the log whose stages and
-// journal are in dir.
+// openLog continues, on a restart of the keeper, or prepares the log whose stages and
+// journal are in dir. The log's file itself is on a disk, and nobody waits for it at a
+// start: begin or the first output open it.
 func openLog(conf keeper.LogConfig, dir string, warn func(string, ...any)) (*criLog, error) {
 	l := &criLog{conf: conf, dir: dir, warn: warn}
 	var err error
@@ -83,11 +86,17 @@ func openLog(conf keeper.LogConfig, dir string, warn func(string, ...any)) (*cri
 		}
 		l.punched[i] = l.pos.stage[i] &^ 4095
 	}
-	// A log that cannot be written must not keep the container from running.
-	if err := l.open(); err != nil {
-		l.fail(err, 0)
-	}
 	return l, nil
+}
+
+// begin opens the log's file, so that it is there even if nothing is written to it. A log
+// that cannot be written must not keep the container from running.
+func (l *criLog) begin() {
+	if l.file == nil {
+		if err := l.open(); err != nil {
+			l.fail(err, 0)
+		}
+	}
 }
 
 func (l *criLog) openStage(i, flags int) error {
@@ -227,12 +236,24 @@ func (l *criLog) write(i int, flush bool) {
 		if flush && from+int64(n) == to {
 			rest = cutEnd
 		}
-		used := buf.format(n, streamNames[i], rest, time.Now(), l.conf.MaxBytes)
+		used := buf.format(n, streamNames[i], rest, time.Now(), l.room())
 		if used == 0 {
 			return
 		}
 		l.append(i, buf.out, int64(used), int64(used))
 	}
+}
+
+// room returns how much is to be written at once, 0 for any amount: what the file still
+// takes, so that files are full when they are rotated.
+func (l *criLog) room() int64 {
+	if l.conf.MaxBytes <= 0 {
+		return 0
+	}
+	if room := l.conf.MaxBytes - l.pos.log; room > 0 {
+		return room
+	}
+	return l.conf.MaxBytes
 }
 
 // direct logs what is in the FIFO without the stage, where that cannot be written (a full
@@ -252,7 +273,7 @@ func (l *criLog) direct(i int, fifo *os.File) bool {
 		return err == unix.EINTR
 	}
 	for n > 0 {
-		used := buf.format(n, streamNames[i], cutPart, time.Now(), l.conf.MaxBytes)
+		used := buf.format(n, streamNames[i], cutPart, time.Now(), l.room())
 		l.append(i, buf.out, 0, int64(used))
 		n = copy(buf.in[:], buf.in[used:n])
 	}
@@ -265,11 +286,9 @@ func (l *criLog) append(i int, out []byte, staged, raw int64) {
 	if l.conf.Path != "" {
 		if err := l.place(int64(len(out))); err != nil {
 			l.fail(err, raw) // these lines are lost; the container goes on
-		} else if n, err := l.file.WriteAt(out, l.pos.log); err != nil {
-			l.fail(err, raw)
-			if n > 0 {
-				l.file.Truncate(l.pos.log) // no half a line stays
-			}
+		} else if _, err := l.file.WriteAt(out, l.pos.log); err != nil {
+			kept := l.keepWhole(out)
+			l.fail(err, raw*int64(len(out)-kept)/int64(len(out)))
 		} else {
 			l.pos.log += int64(len(out))
 			l.works()
@@ -281,6 +300,19 @@ func (l *criLog) append(i int, out []byte, staged, raw int64) {
 		l.fail(err, 0)
 	}
 	faultJournaled.Hit()
+}
+
+// keepWhole is for a write that failed: the lines that were written whole stay, half a
+// line does not. It returns how many bytes stay.
+func (l *criLog) keepWhole(out []byte) int {
+	size, err := l.file.Seek(0, 2) // WriteAt does not always tell how much it wrote
+	if err != nil || size <= l.pos.log {
+		return 0
+	}
+	kept := bytes.LastIndexByte(out[:min(int64(len(out)), size-l.pos.log)], '\n') + 1
+	l.pos.log += int64(kept)
+	l.file.Truncate(l.pos.log)
+	return kept
 }
 
 // place makes sure that the log is open, is still the file that others see, and has
@@ -319,19 +351,31 @@ func (l *criLog) release(i int, read, step int64) {
 	}
 }
 
-// fail says once, until it works again, that the log is not written.
+// fail says once, until it works again, that the log is not written. On a disk that is
+// all but full it works and fails in turns: that is said every failPause.
 func (l *criLog) fail(err error, raw int64) {
 	l.dropped += raw
-	if !l.failing {
-		l.failing = true
+	if l.failing {
+		return
+	}
+	l.failing = true
+	now := time.Now()
+	if l.quiet = now.Sub(l.said) < failPause; !l.quiet {
+		l.said = now
 		l.warn("the log cannot be written; output is dropped until it can", "path", l.conf.Path, "error", err)
 	}
 }
 
+const failPause = 10 * time.Second
+
 func (l *criLog) works() {
-	if l.failing {
+	if !l.failing {
+		return
+	}
+	l.failing = false
+	if !l.quiet {
 		l.warn("the log is written again", "path", l.conf.Path, "droppedBytes", l.dropped)
-		l.failing, l.dropped = false, 0
+		l.dropped = 0
 	}
 }
 

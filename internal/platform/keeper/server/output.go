@@ -26,10 +26,13 @@ type output struct {
 	ended    bool
 }
 
-// start begins to read.
-func (o *output) start() error {
+// start begins to read, or goes on with it in another keeper.
+func (o *output) start(again bool) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if again && o.log != nil {
+		o.log.begin()
+	}
 	for i := range o.fifos {
 		if o.fifos[i] == nil {
 			continue
@@ -46,6 +49,15 @@ func (o *output) start() error {
 		return o.armTerminal()
 	}
 	return nil
+}
+
+// begin makes the log's file.
+func (o *output) begin() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.ended {
+		o.log.begin()
+	}
 }
 
 func (o *output) arm(i int) error {
@@ -152,6 +164,7 @@ func (o *output) finish() {
 		o.readTerminal()
 	}
 	if o.log != nil {
+		o.log.begin()
 		for i := range o.fifos {
 			if o.fifos[i] != nil {
 				o.drain(i)

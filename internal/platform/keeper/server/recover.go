@@ -92,7 +92,7 @@ func (s *Server) recoverOne(c *container) error {
 		// It ended while no keeper lived. The daemon may hold a pidfd that knows how.
 		s.log.Info("a container ended while no keeper lived", "container", c.id)
 		c.pidfd, c.unknown = nil, true
-		return c.out.start()
+		return c.out.start(true)
 	}
 	c.child = ownChild(st.PID)
 	if c.group != nil {
@@ -116,7 +116,7 @@ func (s *Server) recoverOne(c *container) error {
 		}
 	}
 	s.log.Info("a running container is taken over", "container", c.id, "pid", st.PID)
-	if err := c.out.start(); err != nil {
+	if err := c.out.start(true); err != nil {
 		return err
 	}
 	if c.pidfd == nil {

@@ -107,6 +107,15 @@ const (
 	lockPause = 5 * time.Millisecond
 )
 
+// answers tells whether a keeper listens: then nobody waits for its lock.
+func answers(dir string) bool {
+	c, err := net.Dial("unix", keeper.Socket(dir))
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
 // takeLock locks the file for the life of the process. Its descriptor is inherited
 // by an upgrade, which thereby keeps the lock.
 func takeLock(path string) (*os.File, error) {
@@ -117,7 +126,7 @@ func takeLock(path string) (*os.File, error) {
 	// A keeper that was just killed lets go of its lock a moment after its socket.
 	for try := 0; ; try++ {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EWOULDBLOCK || try == lockTries {
+		if err != unix.EWOULDBLOCK || try == lockTries || answers(filepath.Dir(path)) {
 			break
 		}
 		time.Sleep(lockPause)
