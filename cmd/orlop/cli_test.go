@@ -297,6 +297,8 @@ func TestExplain(t *testing.T) {
 		{remoteError(connect.CodeUnavailable, errs.Unavailable, "registry"), "orlop: registry", 1},
 		{remoteError(connect.CodeDeadlineExceeded, errs.Timeout, "late"), "orlop: late", 124},
 		{connect.NewError(connect.CodeUnavailable, io.ErrUnexpectedEOF), "orlop: lost the connection to the daemon at /s: unexpected EOF", 5},
+		{connect.NewError(connect.CodeInvalidArgument, errors.New("protocol error: incomplete envelope: unexpected EOF")),
+			"orlop: lost the connection to the daemon at /s: protocol error: incomplete envelope: unexpected EOF", 5},
 		{connect.NewError(connect.CodeInternal, errors.New("bug")), "orlop: bug", 1},
 		{fmt.Errorf("copy: %w", remoteError(connect.CodeNotFound, errs.NotFound, "gone")), "orlop: copy: gone", 3},
 		{errs.New(errs.PermissionDenied, "run it as root"), "orlop: run it as root", 1},

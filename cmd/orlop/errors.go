@@ -70,7 +70,7 @@ func explain(err error, socket string) (string, int) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "orlop: %s%s", text, remote.Message())
 	if info == nil {
-		if remote.Code() == connect.CodeUnavailable {
+		if remote.Code() == connect.CodeUnavailable || cutOff(remote.Message()) {
 			return fmt.Sprintf("orlop: lost the connection to the daemon at %s: %s", socket, remote.Message()), exitUnreachable
 		}
 		return b.String(), exitCode(codeKind(remote.Code()))
@@ -79,6 +79,16 @@ func explain(err error, socket string) (string, int) {
 		b.WriteString("\n" + problem(p))
 	}
 	return b.String(), exitCode(info.Kind)
+}
+
+// cutOff tells the library's words for a connection that ended in the middle of a stream.
+func cutOff(message string) bool {
+	for _, s := range []string{"unexpected EOF", "http2: ", "GOAWAY", "connection reset", "broken pipe"} {
+		if strings.Contains(message, s) {
+			return true
+		}
+	}
+	return false
 }
 
 // errorInfo returns the detail that the daemon's errors carry, or nil.

@@ -44,6 +44,7 @@ spec:
 // toolNode is a node on which the tool runs.
 func toolNode(t *testing.T) *node {
 	t.Helper()
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits a second at its end
 	n := newNode(t)
 	tool := filepath.Join(t.TempDir(), "tool")
 	cmd := exec.Command("go", "build", "-o", tool, "./testdata/tool")

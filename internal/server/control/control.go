@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -93,15 +94,31 @@ func New(o Options) http.Handler {
 }
 
 // NewServer returns an HTTP server for the handler that speaks HTTP/1.1 and, without
-// TLS, HTTP/2: what the control socket needs.
+// TLS, HTTP/2: what the control socket needs. Its Shutdown ends streams that would go
+// on for ever with an error, and waits for everything else.
 func NewServer(h http.Handler) *http.Server {
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
 	p.SetUnencryptedHTTP2(true)
-	return &http.Server{
+	stopping, stop := context.WithCancel(context.Background())
+	s := &http.Server{
 		Handler: h, Protocols: p, ReadHeaderTimeout: 10 * time.Second,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000},
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.Background(), stoppingKey{}, stopping)
+		},
 	}
+	s.RegisterOnShutdown(stop)
+	return s
+}
+
+// stoppingKey finds the context that ends when the server begins to stop.
+type stoppingKey struct{}
+
+// endless are the streams that a client may keep open for ever.
+var endless = map[string]bool{
+	orlopv1connect.PodsLogsProcedure: true, orlopv1connect.PodsEventsProcedure: true, orlopv1connect.PodsExecProcedure: true,
+	orlopv1connect.PodsAttachProcedure: true, orlopv1connect.PodsPortForwardProcedure: true,
 }
 
 // interceptor maps errors in one place, and keeps requests waiting until the daemon
@@ -144,7 +161,18 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		if err := i.admit(ctx, conn.Spec().Procedure); err != nil {
 			return encodeError(err)
 		}
-		return i.encode(conn.Spec().Procedure, next(ctx, conn))
+		stopping, ok := ctx.Value(stoppingKey{}).(context.Context)
+		if !ok || !endless[conn.Spec().Procedure] {
+			return i.encode(conn.Spec().Procedure, next(ctx, conn))
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(stopping, cancel)()
+		err := next(ctx, conn)
+		if stopping.Err() != nil && (err == nil || ctx.Err() != nil) {
+			err = errs.New(errs.Unavailable, "the daemon is stopping; containers go on")
+		}
+		return i.encode(conn.Spec().Procedure, err)
 	}
 }
 

@@ -35,6 +35,7 @@ import (
 type daemon struct {
 	t      *testing.T
 	socket string
+	server *http.Server
 	ready  chan struct{}
 	pods   *records
 
@@ -87,6 +88,7 @@ func newDaemon(t *testing.T) *daemon {
 		Facts:    Facts{Version: "test", Root: root, Run: run, Warnings: []string{"a warning"}, Logs: root, Containers: filepath.Join(root, "none")},
 		Fallback: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "fallback "+r.URL.Path) }),
 	}))
+	d.server = server
 	go server.Serve(l)
 	t.Cleanup(func() { server.Close() })
 
@@ -244,6 +246,15 @@ func (r *records) Configs(_ context.Context, secret bool) (all []pod.Config, err
 		}
 	}
 	return all, nil
+}
+
+func (r *records) Events(ctx context.Context, _ pod.EventFilter, fn func(pod.Event) error) error {
+	if err := fn(pod.Event{Reason: "First"}); err != nil {
+		return err
+	}
+	r.entered <- "events"
+	<-ctx.Done()
+	return nil
 }
 
 func (r *records) UsedImages() map[string]bool { return map[string]bool{} }
@@ -472,6 +483,32 @@ func TestPanic(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := d.podsAPI.List(context.Background(), connect.NewRequest(&orlopv1.ListPodsRequest{})); err != nil {
+		t.Error(err)
+	}
+}
+
+// Stopping ends what would go on for ever, with an error that says so, and at once.
+func TestStop(t *testing.T) {
+	d := newDaemon(t)
+	close(d.ready)
+	d.pods.entered = make(chan string)
+	stream, err := d.podsAPI.Events(context.Background(), connect.NewRequest(&orlopv1.EventsRequest{Watch: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		for stream.Receive() {
+		}
+		done <- stream.Err()
+	}()
+	<-d.pods.entered
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := d.server.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; kind(t, err) != "unavailable" {
 		t.Error(err)
 	}
 }
