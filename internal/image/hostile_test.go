@@ -195,8 +195,10 @@ func TestPullHostileRegistry(t *testing.T) {
 			w.WriteHeader(401)
 			return true
 		}, errs.Unauthenticated, "docker login"},
-		"forbidden":     {answer(isManifest, status(403)), errs.PermissionDenied, "does not allow"},
-		"redirect loop": {answer(isBlob, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect) }), errs.Unavailable, "redirected"},
+		"forbidden": {answer(isManifest, status(403)), errs.PermissionDenied, "does not allow"},
+		"redirect loop": {answer(isBlob, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}), errs.Unavailable, "redirected"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			loops.Store(0)
