@@ -10,10 +10,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/image"
+	"github.com/orlop-io/orlop/internal/image/imagetest"
 	"github.com/orlop-io/orlop/internal/pod"
 	"github.com/orlop-io/orlop/internal/volume"
 )
@@ -712,5 +715,74 @@ func TestObject(t *testing.T) {
 	b, _ := json.Marshal(d.pods.list[pod.Key{Namespace: "default", Name: "app"}].Spec)
 	if !bytes.Equal(a, b) {
 		t.Errorf("%s\n%s", a, b)
+	}
+}
+
+// A pull from a registry reports every layer to its end; one whose client goes away
+// ends.
+func TestPull(t *testing.T) {
+	d := newDaemon(t)
+	close(d.ready)
+	const layers = 4
+	layout, err := imagetest.Generate(filepath.Join(t.TempDir(), "layout"), 200, 8<<20, layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hang atomic.Bool
+	hanging := make(chan struct{}, 64)
+	reg := &imagetest.Registry{Fault: func(_ http.ResponseWriter, r *http.Request) bool {
+		if !hang.Load() || !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		hanging <- struct{}{}
+		<-r.Context().Done()
+		return true
+	}}
+	reg.Add("team/app", layout)
+	srv := httptest.NewServer(reg)
+	defer srv.Close()
+	ref := strings.TrimPrefix(srv.URL, "http://") + "/team/app:1"
+
+	hang.Store(true)
+	pull := func(ctx context.Context, ref string, each func(*orlopv1.PullImageResponse)) error {
+		// The call itself returns with the first message only.
+		stream, err := d.images.Pull(ctx, connect.NewRequest(&orlopv1.PullImageRequest{Image: ref}))
+		if err != nil {
+			return err
+		}
+		for stream.Receive() {
+			each(stream.Msg())
+		}
+		return stream.Err()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- pull(ctx, ref, func(*orlopv1.PullImageResponse) {}) }()
+	<-hanging
+	cancel()
+	if err := <-done; connect.CodeOf(err) != connect.CodeCanceled {
+		t.Error(err)
+	}
+	hang.Store(false)
+
+	last := map[int32]*orlopv1.LayerProgress{}
+	var img *orlopv1.Image
+	err = pull(context.Background(), ref, func(m *orlopv1.PullImageResponse) {
+		if p := m.GetProgress(); p != nil {
+			last[p.Index] = p
+		} else {
+			img = m.GetImage()
+		}
+	})
+	if err != nil || img == nil || len(img.Layers) != layers || len(last) != layers {
+		t.Fatalf("%v, %v, progress of %d layers", err, img, len(last))
+	}
+	for i, p := range last {
+		if p.Count != layers || p.State != string(image.ProgressDone) || p.DoneBytes != p.TotalBytes || p.TotalBytes == 0 {
+			t.Errorf("layer %d ends with %v", i, p)
+		}
+	}
+	if err := pull(context.Background(), strings.Replace(ref, "/app", "/none", 1), func(*orlopv1.PullImageResponse) {}); kind(t, err) != "not found" {
+		t.Error(err)
 	}
 }
