@@ -40,7 +40,7 @@ func main() {
 	o.Driver, o.Build = cgroup.Driver(*driver), version
 	o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	// A keeper idles: memory that a burst took goes back soon.
-	debug.SetGCPercent(40)
+	debug.SetGCPercent(100)
 	debug.SetMemoryLimit(32 << 20)
 	// Signals are caught, not ignored: what is ignored stays so in every container.
 	signals := make(chan os.Signal, 1)

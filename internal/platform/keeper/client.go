@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -266,7 +267,11 @@ func (c *Client) call(ctx context.Context, op string, body any, files []*os.File
 // Create makes the container and leaves it waiting at the gate. Creating one that
 // exists is no error.
 func (c *Client) Create(ctx context.Context, s Spec) error {
-	return c.call(ctx, "create", s, nil, nil)
+	r, err := makeRequest(s)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, "create", r, nil, nil)
 }
 
 // Start opens the gate. Starting one that runs is no error; one that has ended is
@@ -279,7 +284,25 @@ func (c *Client) Start(ctx context.Context, id string) (s Started, err error) {
 // Running one that exists is no error, even if it has ended already: a client that did
 // not hear the answer asks again.
 func (c *Client) Run(ctx context.Context, spec Spec) (s Started, err error) {
-	return s, c.call(ctx, "run", spec, nil, &s)
+	r, err := makeRequest(spec)
+	if err != nil {
+		return s, err
+	}
+	return s, c.call(ctx, "run", r, nil, &s)
+}
+
+func makeRequest(s Spec) (r MakeRequest, err error) {
+	r.Spec = s
+	if s.OCI == nil || s.OCI.Linux == nil || s.OCI.Linux.Seccomp == nil {
+		return r, nil
+	}
+	if r.Seccomp, err = json.Marshal(s.OCI.Linux.Seccomp); err != nil {
+		return r, err
+	}
+	oci, linux := *s.OCI, *s.OCI.Linux // the caller's are not touched
+	linux.Seccomp, oci.Linux = nil, &linux
+	r.OCI = &oci
+	return r, nil
 }
 
 // Signal sends the signal to the first process or, with all, to every process of the

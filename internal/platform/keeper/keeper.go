@@ -4,6 +4,7 @@
 package keeper
 
 import (
+	"encoding/json"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -96,6 +97,13 @@ type (
 		Version int
 		PID     int
 		Build   string
+	}
+	// MakeRequest asks for a container. Its seccomp profile is beside the specification and
+	// not in it, so that the keeper, which has seen the same one before, need not decode
+	// it again: it is most of a specification.
+	MakeRequest struct {
+		Spec
+		Seccomp json.RawMessage `json:",omitempty"`
 	}
 	// IDRequest names a container.
 	IDRequest struct{ ID string }

@@ -13,15 +13,15 @@ import (
 // The keeper is killed again and again under writers; every line is there once.
 func TestKilledUnderWriters(t *testing.T) {
 	r := newRig(t)
-	const n = 20000
+	const n = 100_000
 	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 3", n)
 	for _, id := range []string{"a", "b"} {
 		s := r.sh(id, script)
-		s.Log.MaxBytes, s.Log.MaxFiles = 400_000, 9
+		s.Log.MaxBytes, s.Log.MaxFiles = 1_000_000, 99
 		r.run(s)
 	}
 	kills := 0
-	for kills < 60 {
+	for kills < 100 {
 		time.Sleep(time.Duration(5+kills%17) * time.Millisecond) // another instant each time
 		r.kill()
 		r.spawn()
@@ -47,6 +47,34 @@ func TestKilledUnderWriters(t *testing.T) {
 			t.Errorf("%s: %d and %d lines of %d", id, next["stdout"], next["stderr"], n)
 		}
 	}
+	t.Logf("the keeper was killed %d times", kills)
+}
+
+// The same with output that comes in bursts larger than a FIFO, on both streams at once,
+// into files that are rotated all the time.
+func TestKilledUnderBursts(t *testing.T) {
+	r := newRig(t)
+	r.tools("awk")
+	const n = 400_000
+	s := r.sh("a", fmt.Sprintf("numbers err %d >&2 & numbers line %d; wait; exit 3", n, n))
+	s.Log.MaxBytes, s.Log.MaxFiles = 1_000_000, 99
+	os.WriteFile(r.root+"/bin/numbers", []byte("#!/bin/awk -f\nBEGIN { for (i = 0; i < ARGV[2]; i++) print ARGV[1], i }\n"), 0o755)
+	r.run(s)
+	kills := 0
+	for ; kills < 100; kills++ {
+		time.Sleep(time.Duration(kills%29) * 200 * time.Microsecond) // another instant each time
+		r.kill()
+		r.spawn()
+		if st, _ := r.c.Status(r.ctx, "a"); st.State == keeper.Stopped {
+			break
+		}
+	}
+	if x := r.wait("a"); x.Code != 3 || !x.Known {
+		t.Errorf("exit %+v\n%s", x, r.keeperLog())
+	}
+	lines := r.log("a")
+	numbered(t, lines, "stdout", "line", n)
+	numbered(t, lines, "stderr", "err", n)
 	t.Logf("the keeper was killed %d times", kills)
 }
 

@@ -284,7 +284,7 @@ func (r *rig) log(id string) (lines []string) {
 	r.t.Helper()
 	path := filepath.Join(r.logs, id+".log")
 	var text string
-	for n := 9; n >= 0; n-- {
+	for n := 99; n >= 0; n-- {
 		p := path
 		if n > 0 {
 			p = fmt.Sprintf("%s.%d", path, n)

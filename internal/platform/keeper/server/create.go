@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"regexp"
@@ -77,7 +78,7 @@ func (s *Server) opRun(ctx context.Context, _ *client, f *frame) (any, []*os.Fil
 }
 
 // begin decodes and locks.
-func (s *Server) begin(ctx context.Context, f *frame) (spec keeper.Spec, unlock func(), err error) {
+func (s *Server) begin(ctx context.Context, f *frame) (spec keeper.MakeRequest, unlock func(), err error) {
 	if err := f.Decode(&spec); err != nil {
 		return spec, nil, err
 	}
@@ -96,7 +97,7 @@ func (s *Server) begin(ctx context.Context, f *frame) (spec keeper.Spec, unlock 
 
 // create makes the container and leaves it at the gate. If it fails nothing is left.
 // record tells to record that: Run does not, as it goes on at once.
-func (s *Server) create(ctx context.Context, spec keeper.Spec, record bool) (_ *container, err error) {
+func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record bool) (_ *container, err error) {
 	c := s.newContainer(spec.ID)
 	c.child = true
 	c.rec.Status = keeper.Status{ID: spec.ID, State: keeper.Creating, Cgroup: spec.Cgroup, CreatedAt: time.Now(), Labels: spec.Labels}
@@ -109,7 +110,13 @@ func (s *Server) create(ctx context.Context, spec keeper.Spec, record bool) (_ *
 	if l := spec.OCI.Linux; l != nil {
 		res = l.Resources
 		c.rec.SharesPID = !slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" })
-		if c.rec.Seccomp, err = s.keepProfile(l.Seccomp); err != nil {
+		raw := spec.Seccomp
+		if l.Seccomp != nil { // in the specification after all
+			if raw, err = json.Marshal(l.Seccomp); err != nil {
+				return nil, err
+			}
+		}
+		if c.rec.Seccomp, l.Seccomp, err = s.keepProfile(raw); err != nil {
 			return nil, err
 		}
 	}

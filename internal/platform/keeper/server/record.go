@@ -87,40 +87,65 @@ func (c *container) load() error {
 }
 
 // Seccomp profiles are kept for exec, once each: hundreds of containers have the same.
+// They are named by their content, and some are in memory, decoded.
+
+const maxProfiles = 32
 
 func (s *Server) profilePath(name string) string {
 	return filepath.Join(s.o.Dir, "seccomp", name+".json")
 }
 
-// keepProfile writes the profile, where it is not there, and returns its name.
-func (s *Server) keepProfile(p *specs.LinuxSeccomp) (string, error) {
-	if p == nil {
-		return "", nil
-	}
-	raw, err := json.Marshal(p)
-	if err != nil {
-		return "", err
+// keepProfile writes the profile, where it is not there, and returns its name and what it
+// says. The profile is not to be changed.
+func (s *Server) keepProfile(raw json.RawMessage) (string, *specs.LinuxSeccomp, error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return "", nil, nil
 	}
 	sum := sha256.Sum256(raw)
 	name := hex.EncodeToString(sum[:16])
 	s.profiles.Lock()
 	defer s.profiles.Unlock()
-	if _, err := os.Lstat(s.profilePath(name)); err == nil {
-		return name, nil
+	if p := s.decoded[name]; p != nil {
+		return name, p, nil
 	}
-	return name, replace(s.profilePath(name), raw)
+	p := new(specs.LinuxSeccomp)
+	if err := json.Unmarshal(raw, p); err != nil {
+		return "", nil, errs.New(errs.Invalid, "decode the seccomp profile: %w", err)
+	}
+	if err := replace(s.profilePath(name), raw); err != nil {
+		return "", nil, err
+	}
+	s.remember(name, p)
+	return name, p, nil
+}
+
+// remember is called with profiles held.
+func (s *Server) remember(name string, p *specs.LinuxSeccomp) {
+	if len(s.decoded) >= maxProfiles {
+		clear(s.decoded)
+	}
+	s.decoded[name] = p
 }
 
 func (s *Server) profile(name string) (*specs.LinuxSeccomp, error) {
 	if name == "" {
 		return nil, nil
 	}
+	s.profiles.Lock()
+	defer s.profiles.Unlock()
+	if p := s.decoded[name]; p != nil {
+		return p, nil
+	}
 	raw, err := os.ReadFile(s.profilePath(name))
 	if err != nil {
 		return nil, fmt.Errorf("read the container's seccomp profile: %w", err)
 	}
 	p := new(specs.LinuxSeccomp)
-	return p, json.Unmarshal(raw, p)
+	if err := json.Unmarshal(raw, p); err != nil {
+		return nil, errs.New(errs.Corrupt, "%s: %w", s.profilePath(name), err)
+	}
+	s.remember(name, p)
+	return p, nil
 }
 
 // sweepProfiles removes those that no container has.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -46,8 +47,10 @@ type Server struct {
 
 	inherited map[string]*os.File // from the binary that this process was before
 
-	locks    keylock.Locks // by container: one mutating operation at a time
-	profiles sync.Mutex    // one writer of seccomp profiles at a time
+	locks keylock.Locks // by container: one mutating operation at a time
+
+	profiles sync.Mutex // guards decoded, and the directory of seccomp profiles
+	decoded  map[string]*specs.LinuxSeccomp
 
 	// gate is held for reading by every operation, and for writing by an upgrade.
 	gate sync.RWMutex
@@ -71,6 +74,7 @@ func Open(o Options) (_ *Server, err error) {
 		o: o, log: o.Log,
 		containers: make(map[string]*container), execs: make(map[uint64]*execProcess),
 		clients: make(map[*client]struct{}), stopping: make(chan struct{}),
+		decoded: make(map[string]*specs.LinuxSeccomp),
 	}
 	for _, dir := range []string{"containers", "seccomp"} {
 		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o700); err != nil {
