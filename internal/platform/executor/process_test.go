@@ -16,6 +16,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -317,7 +318,7 @@ func TestGate(t *testing.T) {
 		pid := p.PID()
 		p.Close()
 		var ws unix.WaitStatus
-		if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil || ws.ExitStatus() != 1 {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil || ws.ExitStatus() != plan.GateLost {
 			t.Errorf("it ended with %v, %v", ws, err)
 		}
 	})
