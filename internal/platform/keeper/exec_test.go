@@ -161,3 +161,29 @@ func TestExecErrors(t *testing.T) {
 		t.Errorf("%+v %v", x, err)
 	}
 }
+
+// The keeper may be one that the kernel kills last; a container, and a command in it,
+// never is by that.
+func TestOOMScore(t *testing.T) {
+	r := newRig(t)
+	score := 500
+	s := r.sh("set", "sleep 1000")
+	s.OCI.Process.OOMScoreAdj = &score
+	r.run(s)
+	r.run(r.sh("unset", "sleep 1000"))
+	for id, want := range map[string]string{"set": "500\n", "unset": "0\n"} {
+		out, ow, _ := os.Pipe()
+		e, err := r.c.Exec(r.ctx, id, keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/cat", "/proc/self/oom_score_adj"}, Cwd: "/"}, Stdout: ow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ow.Close()
+		got, _ := io.ReadAll(out)
+		e.Wait(r.ctx)
+		st, _ := r.c.Status(r.ctx, id)
+		first, _ := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", st.PID))
+		if string(got) != want || string(first) != want {
+			t.Errorf("%s: %q, in the command %q, want %q", id, first, got, want)
+		}
+	}
+}

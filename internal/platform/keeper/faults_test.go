@@ -46,8 +46,10 @@ func killedAt(t *testing.T, point string, count int) {
 	r.kill()
 	once := filepath.Join(t.TempDir(), "once")
 	r.spawn(fmt.Sprintf("ORLOP_FAULT=%s:%d", point, count), "ORLOP_FAULT_ONCE="+once)
-	s := r.sh("a", "cat >/dev/null; i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 3")
-	s.Log.MaxBytes, s.Log.MaxFiles = 15_000, 9
+	// More than six times what a FIFO takes, so that the log's points are passed often.
+	pad := strings.Repeat("x", 100)
+	s := r.sh("a", fmt.Sprintf("cat >/dev/null; p=%s; i=0; while [ $i -lt 4000 ]; do echo line $i $p; i=$((i+1)); done; exit 3", pad))
+	s.Log.MaxBytes, s.Log.MaxFiles = 30_000, 99
 	s.Stdin, s.StdinOnce = true, true
 	// A client that asks again until it is done, as the daemon does.
 	retry := func(what string, fn func() error) {
@@ -105,11 +107,11 @@ func killedAt(t *testing.T, point string, count int) {
 	}
 	lines := r.log("a")
 	for i, l := range lines {
-		if want := fmt.Sprintf("stdout F line %d", i); l != want {
+		if want := fmt.Sprintf("stdout F line %d %s", i, pad); l != want {
 			t.Fatalf("line %d is %q", i, l)
 		}
 	}
-	if len(lines) != 2000 {
+	if len(lines) != 4000 {
 		t.Errorf("%d lines", len(lines))
 	}
 	retry("delete", func() error { return r.c.Delete(r.ctx, "a") })

@@ -86,6 +86,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 				return
 			}
 			nc.Close()
+			time.Sleep(100 * time.Microsecond)
 		}
 	}()
 	r.c.Close() // nobody holds anything: the keeper keeps it all itself

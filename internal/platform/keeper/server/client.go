@@ -194,8 +194,15 @@ func (s *Server) carryOut(ctx context.Context, c *client, f *frame, op operation
 	// What is begun is finished, whether or not the client lives to hear of it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
 	defer cancel()
+	if op.litters {
+		s.tidy.Reset(tidyAfter)
+	}
 	return op.do(s, ctx, c, f)
 }
+
+// tidyAfter is how long after the last start or command the memory that it took is given
+// back to the system. The collector alone would keep it for minutes.
+const tidyAfter = 2 * time.Second
 
 // operation carries out a request. The frame's files are closed after it; those that it
 // returns are sent and then closed.
@@ -203,6 +210,7 @@ type operation struct {
 	do      func(s *Server, ctx context.Context, c *client, f *frame) (reply any, files []*os.File, err error)
 	waits   bool // may take as long as it wants: does not hold up an upgrade, ends with the client
 	inOrder bool // before the next request is read
+	litters bool // leaves garbage worth collecting
 }
 
 // on makes an operation of a function of a request of type R.
@@ -221,8 +229,8 @@ var operations map[string]operation
 
 func init() {
 	operations = map[string]operation{
-		"create":     {do: (*Server).opCreate},
-		"run":        {do: (*Server).opRun},
+		"create":     {do: (*Server).opCreate, litters: true},
+		"run":        {do: (*Server).opRun, litters: true},
 		"start":      on((*Server).start),
 		"delete":     on((*Server).delete),
 		"signal":     on((*Server).signal),
@@ -237,7 +245,7 @@ func init() {
 		"resume": on(func(s *Server, ctx context.Context, r keeper.IDRequest) (any, error) {
 			return nil, s.freeze(ctx, r.ID, false)
 		}),
-		"exec":        {do: (*Server).opExec},
+		"exec":        {do: (*Server).opExec, litters: true},
 		"exec-wait":   {do: (*Server).opExecWait, waits: true},
 		"attach":      {do: (*Server).opAttach},
 		"stdin":       {do: (*Server).opStdin},

@@ -106,6 +106,13 @@ func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record boo
 	if !c.rec.Terminal && !spec.Pause {
 		c.rec.Stdin, c.rec.StdinOnce = spec.Stdin, spec.StdinOnce
 	}
+	if p := spec.OCI.Process; p != nil {
+		// Never what the keeper has, whom the kernel is to kill last.
+		if p.OOMScoreAdj == nil {
+			p.OOMScoreAdj = new(int)
+		}
+		c.rec.OOMScore = *p.OOMScoreAdj
+	}
 	var res *specs.LinuxResources
 	if l := spec.OCI.Linux; l != nil {
 		res = l.Resources

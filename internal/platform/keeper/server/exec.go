@@ -62,6 +62,9 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 	if first == nil || starting || state.State != keeper.Running {
 		return nil, nil, errs.New(errs.FailedPrecondition, "container %s is %s; a command can be run only in a running one", r.ID, state.State)
 	}
+	if r.Process.OOMScoreAdj == nil {
+		r.Process.OOMScoreAdj = &c.rec.OOMScore
+	}
 	conf := executor.ExecConfig{PID: state.PID, PIDFD: first, Process: r.Process, Cgroup: group}
 	if conf.Seccomp, err = s.profile(c.rec.Seccomp); err != nil {
 		return nil, nil, err

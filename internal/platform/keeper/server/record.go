@@ -32,6 +32,7 @@ type record struct {
 	Pause     bool   `json:",omitempty"` // has no streams
 	SharesPID bool   `json:",omitempty"` // its PID namespace does not end with it
 	Seccomp   string `json:",omitempty"` // name of the profile, for exec
+	OOMScore  int    `json:",omitempty"` // for exec
 	Deleting  bool   `json:",omitempty"`
 }
 

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -47,6 +48,8 @@ type Server struct {
 
 	inherited map[string]*os.File // from the binary that this process was before
 
+	tidy *time.Timer // gives memory back
+
 	locks keylock.Locks // by container: one mutating operation at a time
 
 	profiles sync.Mutex // guards decoded, and the directory of seccomp profiles
@@ -74,7 +77,7 @@ func Open(o Options) (_ *Server, err error) {
 		o: o, log: o.Log,
 		containers: make(map[string]*container), execs: make(map[uint64]*execProcess),
 		clients: make(map[*client]struct{}), stopping: make(chan struct{}),
-		decoded: make(map[string]*specs.LinuxSeccomp),
+		decoded: make(map[string]*specs.LinuxSeccomp), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory),
 	}
 	for _, dir := range []string{"containers", "seccomp"} {
 		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o700); err != nil {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,14 +80,22 @@ func (s *Server) opUpgrade(ctx context.Context, _ *client, f *frame) (any, []*os
 	s.gate.Lock() // no operation is under way
 	defer s.gate.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	all := slices.Collect(maps.Values(s.containers))
+	s.mu.Unlock()
 	// With these locks nothing is read and nothing recorded from here on.
-	for _, c := range s.containers {
-		c.mu.Lock()
+	deadline := time.Now().Add(quietTimeout)
+	for _, c := range all {
+		if err := lockBy(deadline, &c.mu, c); err != nil {
+			return nil, nil, err
+		}
 		defer c.mu.Unlock()
-		c.out.mu.Lock()
+		if err := lockBy(deadline, &c.out.mu, c); err != nil {
+			return nil, nil, err
+		}
 		defer c.out.mu.Unlock()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var pass []string
 	var fds []int
 	defer func() { // only if it fails
@@ -125,6 +136,31 @@ func (s *Server) opUpgrade(ctx context.Context, _ *client, f *frame) (any, []*os
 	s.log.Info("becoming another binary", "binary", r.Binary)
 	err = unix.Exec(r.Binary, append([]string{r.Binary}, os.Args[1:]...), append(os.Environ(), inheritEnv+"="+strings.Join(pass, ",")))
 	return nil, nil, errs.New(errs.Invalid, "become %s: %w", r.Binary, err)
+}
+
+// quietTimeout is how long an upgrade waits for output to be written: a disk that hangs
+// must not make the keeper hang with it.
+const quietTimeout = 5 * time.Second
+
+// lockBy locks, or gives up. It waits in line as any Lock does: a busy lock is never free
+// to a TryLock.
+func lockBy(deadline time.Time, mu *sync.Mutex, c *container) error {
+	got, late := make(chan struct{}), make(chan struct{})
+	go func() {
+		mu.Lock()
+		select {
+		case got <- struct{}{}:
+		case <-late:
+			mu.Unlock()
+		}
+	}()
+	select {
+	case <-got:
+		return nil
+	case <-time.After(time.Until(deadline)):
+		close(late)
+		return errs.New(errs.Unavailable, "upgrade: container %s is busy writing its log; try again", c.id)
+	}
 }
 
 // inherit takes what the binary before us handed over.
