@@ -106,7 +106,8 @@ func TestFootprint(t *testing.T) {
 	many, manyAnon := settled(rss), pss()
 	t.Logf("%d idle containers: RSS %d KiB, anonymous %d KiB: %.1f KiB and %.1f descriptors for each of the last %d",
 		some+n, many, manyAnon, float64(manyAnon-few)/n, float64(r.fds()-fewFDs)/n, n)
-	if each := float64(manyAnon-few) / n; each > 30 {
+	// Half of what an idle pod may cost in all; the garbage collector makes it vary.
+	if each := float64(manyAnon-few) / n; each > 64 {
 		t.Errorf("each container costs %.1f KiB", each)
 	}
 	r.tools("seq")
