@@ -93,16 +93,22 @@ const (
 
 // Dial connects to the keeper's socket. With held, which may be nil, the client
 // gives the keeper what is in it, and from then on keeps it up to date: pass the
-// same Holdings to the next Dial after a loss. A keeper of another version of the
-// protocol is errs.Unsupported: Spawn and Replace bring another one.
+// same Holdings to the next Dial after a loss.
 func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
-	c, err := greet(ctx, socket, held)
-	if err != nil {
-		return nil, err
+	nc, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	for try := 0; errors.Is(err, unix.EAGAIN) && try < dialTries && ctx.Err() == nil; try++ {
+		// More wait to be accepted than the system lets wait (net.core.somaxconn).
+		time.Sleep(dialPause)
+		nc, err = (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}
-	if v := c.hello.Version; v != wire.Version {
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "connect to the keeper: %w", err)
+	}
+	c := &Client{conn: wire.NewConn(nc.(*net.UnixConn)), done: make(chan struct{}), pending: make(map[uint64]chan *wire.Frame), held: held}
+	go c.receive()
+	if err := c.call(ctx, "hello", Hello{wire.Version}, nil, &c.hello); err != nil {
 		c.Close()
-		return nil, errs.New(errs.Unsupported, "the keeper (%s) speaks version %d of its protocol, this program version %d; orlop system upgrade-keeper brings them together", c.hello.Build, v, wire.Version)
+		return nil, err
 	}
 	if held == nil {
 		return c, nil
@@ -121,36 +127,6 @@ func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
 	}
 	// From here on the keeper sends what there is to hold, and whatever is added.
 	if err := c.call(ctx, "hold", nil, nil, nil); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
-// Replace makes the keeper that listens execute the binary in its place, whatever version
-// of the protocol it speaks. Containers do not notice.
-func Replace(ctx context.Context, socket, binary string) error {
-	c, err := greet(ctx, socket, nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.Upgrade(ctx, binary)
-}
-
-func greet(ctx context.Context, socket string, held *Holdings) (*Client, error) {
-	nc, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	for try := 0; errors.Is(err, unix.EAGAIN) && try < dialTries && ctx.Err() == nil; try++ {
-		// More wait to be accepted than the system lets wait (net.core.somaxconn).
-		time.Sleep(dialPause)
-		nc, err = (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "connect to the keeper: %w", err)
-	}
-	c := &Client{conn: wire.NewConn(nc.(*net.UnixConn)), done: make(chan struct{}), pending: make(map[uint64]chan *wire.Frame), held: held}
-	go c.receive()
-	if err := c.call(ctx, "hello", Hello{wire.Version}, nil, &c.hello); err != nil {
 		c.Close()
 		return nil, err
 	}

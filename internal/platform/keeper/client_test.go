@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -157,6 +156,16 @@ func TestHostileClient(t *testing.T) {
 		}
 		nc.Close()
 	}
+	// The wrong version is told so.
+	nc, _ := net.Dial("unix", keeper.Socket(r.dir))
+	w := wire.NewConn(nc.(*net.UnixConn))
+	f := &wire.Frame{ID: 1, Op: "hello"}
+	f.Encode(keeper.Hello{Version: 99})
+	w.Send(f)
+	if a, err := w.Receive(); err != nil || !errors.Is(a.Failure(), errs.Unsupported) {
+		t.Errorf("version 99: %v %v", a, err)
+	}
+	w.Close()
 	for deadline := time.Now().Add(10 * time.Second); r.fds() > fds; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the keeper has %d descriptors, it had %d", r.fds(), fds)
@@ -209,96 +218,5 @@ func TestForeignUser(t *testing.T) {
 	}
 	if !strings.Contains(r.keeperLog(), "uid=65534") {
 		t.Errorf("the keeper says %s", r.keeperLog())
-	}
-}
-
-// A client of another version is told so, and can have the keeper replaced.
-func TestOtherVersion(t *testing.T) {
-	r := newRig(t)
-	st := r.run(r.sh("a", "sleep 1000"))
-	nc, err := net.Dial("unix", keeper.Socket(r.dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := wire.NewConn(nc.(*net.UnixConn))
-	defer w.Close()
-	ask := func(op string, body any) *wire.Frame {
-		t.Helper()
-		f := &wire.Frame{ID: 7, Op: op}
-		f.Encode(body)
-		if err := w.Send(f); err != nil {
-			t.Fatal(err)
-		}
-		a, err := w.Receive()
-		if err == io.EOF && op == "upgrade" {
-			return nil
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
-	var reply keeper.HelloReply
-	if a := ask("hello", keeper.Hello{Version: 99}); a.Failure() != nil || a.Decode(&reply) != nil || reply.Version != wire.Version {
-		t.Errorf("hello: %v %+v", a.Failure(), reply)
-	}
-	if a := ask("list", nil); !errors.Is(a.Failure(), errs.Unsupported) {
-		t.Errorf("list: %v", a.Failure())
-	}
-	if a := ask("upgrade", keeper.UpgradeRequest{Binary: "/bin/true"}); !errors.Is(a.Failure(), errs.Invalid) {
-		t.Errorf("upgrade to something else: %v", a.Failure())
-	}
-	if a := ask("upgrade", keeper.UpgradeRequest{Binary: bin + "/orlop-keeper"}); a != nil {
-		t.Errorf("upgrade: %v", a.Failure())
-	}
-	<-r.c.Done()
-	r.dial()
-	if now, err := r.c.Status(r.ctx, "a"); err != nil || now.PID != st.PID || now.State != keeper.Running {
-		t.Errorf("%+v %v", now, err)
-	}
-}
-
-// The daemon finds a keeper of an older version, here one that only says so, and replaces it.
-func TestReplaceOld(t *testing.T) {
-	dir := t.TempDir()
-	l, err := net.Listen("unix", keeper.Socket(dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	asked := make(chan string, 1)
-	go func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			c := wire.NewConn(nc.(*net.UnixConn))
-			for {
-				f, err := c.Receive()
-				if err != nil {
-					break
-				}
-				a := &wire.Frame{ID: f.ID}
-				switch f.Op {
-				case "hello":
-					a.Encode(keeper.HelloReply{Version: 0, PID: 1, Build: "old"})
-				case "upgrade":
-					var r keeper.UpgradeRequest
-					f.Decode(&r)
-					asked <- r.Binary
-					a.Fail(errs.New(errs.Invalid, "no"))
-				}
-				c.Send(a)
-			}
-			c.Close()
-		}
-	}()
-	if _, err := keeper.Dial(t.Context(), keeper.Socket(dir), nil); !errors.Is(err, errs.Unsupported) {
-		t.Errorf("dial: %v", err)
-	}
-	err = keeper.Spawn(t.Context(), keeper.SpawnOptions{Binary: "/new/keeper", Init: "/x", Dir: dir, LogFile: dir + "/log"})
-	if err == nil || <-asked != "/new/keeper" {
-		t.Errorf("spawn: %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,8 +26,7 @@ type SpawnOptions struct {
 // Socket is where the keeper of the directory listens.
 func Socket(dir string) string { return filepath.Join(dir, "keeper.sock") }
 
-// Spawn makes sure that a keeper answers. One that speaks another version of the protocol
-// is upgraded in place to o.Binary. Where none answers it starts one, in a session of
+// Spawn makes sure that a keeper answers: where none does it starts one, in a session of
 // its own, and returns once it listens. Of several that are started at a time one stays
 // (it has a lock on the directory) and the others end.
 //
@@ -36,18 +34,7 @@ func Socket(dir string) string { return filepath.Join(dir, "keeper.sock") }
 // children, and systemd must not end its control group (KillMode=process). Of the
 // environment it gets only what is harmless to hand to a process that lives on.
 func Spawn(ctx context.Context, o SpawnOptions) error {
-	c, err := Dial(ctx, Socket(o.Dir), nil)
-	if err == nil {
-		return c.Close()
-	}
-	if errors.Is(err, errs.Unsupported) { // of another version: ours takes its place
-		if err := Replace(ctx, Socket(o.Dir), o.Binary); err != nil {
-			return fmt.Errorf("replace the keeper: %w", err)
-		}
-		c, err := Dial(ctx, Socket(o.Dir), nil)
-		if err != nil {
-			return err
-		}
+	if c, err := Dial(ctx, Socket(o.Dir), nil); err == nil {
 		return c.Close()
 	}
 	for _, b := range []string{o.Binary, o.Init} {

@@ -32,10 +32,8 @@ type client struct {
 	frames chan *frame
 	gone   chan struct{}
 	slots  chan struct{}
-	// foreign: it speaks another version, and may only have this keeper replaced.
-	foreign bool
-	events  bool // guarded by Server.mu
-	hold    bool // guarded by Server.mu
+	events bool // guarded by Server.mu
+	hold   bool // guarded by Server.mu
 }
 
 // push sends a frame without waiting, and ends the connection of a client that does not
@@ -132,11 +130,6 @@ func (s *Server) serve(nc *net.UnixConn) {
 			a.Fail(errs.New(errs.Unsupported, "the keeper does not know the request %.40q", f.Op))
 			f.CloseFiles()
 			c.reply(a)
-		case c.foreign && !op.stable:
-			a := &frame{ID: f.ID}
-			a.Fail(errs.New(errs.Unsupported, "the keeper speaks version %d of its protocol, this client another; upgrade the keeper", wire.Version))
-			f.CloseFiles()
-			c.reply(a)
 		case op.inOrder:
 			s.answer(ctx, c, f, op)
 		case op.waits:
@@ -151,8 +144,7 @@ func (s *Server) serve(nc *net.UnixConn) {
 	}
 }
 
-// greet tells the version. A client of another one is not sent away: a new daemon must be
-// able to have an old keeper upgraded. Prefix, hello, upgrade and shutdown never change.
+// greet agrees on the version.
 func (s *Server) greet(c *client) error {
 	f, err := c.conn.Receive()
 	if err != nil {
@@ -161,11 +153,10 @@ func (s *Server) greet(c *client) error {
 	defer f.CloseFiles()
 	a := &frame{ID: f.ID}
 	var h keeper.Hello
-	if f.Op != "hello" || f.Decode(&h) != nil || h.Version <= 0 {
-		err = errs.New(errs.Invalid, "a client that does not say hello, but %.40q", f.Op)
+	if f.Op != "hello" || f.Decode(&h) != nil || h.Version != wire.Version {
+		err = errs.New(errs.Unsupported, "the keeper speaks version %d; this client says %.40q, version %d", wire.Version, f.Op, h.Version)
 		a.Fail(err)
 	} else {
-		c.foreign = h.Version != wire.Version
 		err = a.Encode(keeper.HelloReply{Version: wire.Version, PID: os.Getpid(), Build: s.o.Build})
 	}
 	return errors.Join(err, c.conn.Send(a))
@@ -220,7 +211,6 @@ type operation struct {
 	waits   bool // may take as long as it wants: does not hold up an upgrade, ends with the client
 	inOrder bool // before the next request is read
 	litters bool // leaves garbage worth collecting
-	stable  bool // means the same in every version of the protocol
 }
 
 // on makes an operation of a function of a request of type R.
@@ -264,8 +254,8 @@ func init() {
 		"events":      {do: (*Server).opEvents, inOrder: true},
 		"hold":        {do: (*Server).opHold, inOrder: true},
 		"adopt":       {do: (*Server).opAdopt, inOrder: true},
-		"upgrade":     {do: (*Server).opUpgrade, waits: true, stable: true},
-		"shutdown":    {do: (*Server).opShutdown, waits: true, stable: true},
+		"upgrade":     {do: (*Server).opUpgrade, waits: true},
+		"shutdown":    {do: (*Server).opShutdown, waits: true},
 	}
 }
 

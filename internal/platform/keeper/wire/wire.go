@@ -36,8 +36,7 @@ import (
 )
 
 const (
-	// Version is said in the first request. Sides that do not agree may only replace the
-	// keeper: prefix, hello, upgrade and shutdown are the same in every version.
+	// Version is said in the first request; the two sides must agree.
 	Version = 1
 	// MaxBody bounds a body: a specification with a large environment fits.
 	MaxBody = 8 << 20
