@@ -30,7 +30,8 @@ type builder struct {
 	lo          bool
 	nullStreams uint64
 
-	// Mounts: early is before the pivot, late after it, last when all are there.
+	// Mounts: early opens sources on the host, late is in the container's root and before
+	// the pivot, last when all are there and after it.
 	early, late, last plan.Plan
 	slots             uint64
 	ownDev            bool
@@ -111,9 +112,14 @@ func (b *builder) container(c *Config) error {
 	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
 	// Nothing that happens from here on may reach the host's mounts.
 	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
-	b.plan.Add(plan.Pivot, plan.N(0), at)
+	b.plan.Add(plan.Root, plan.N(0), at)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)
+	if c.NoPivot {
+		b.plan.Add(plan.MoveRoot, nil)
+	} else {
+		b.plan.Add(plan.Pivot, nil)
+	}
 	if !c.Pause {
 		b.streams(p, false)
 	}

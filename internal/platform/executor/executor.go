@@ -69,6 +69,10 @@ type Config struct {
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
+	// NoPivot moves the root over the host's instead of pivot_root(2), which hosts whose root
+	// is an initramfs refuse. What covers the host's root is then all that hides it from a
+	// container with CAP_SYS_ADMIN or CAP_SYS_CHROOT.
+	NoPivot bool
 	// Pause makes a process that does nothing but be process 1 of a PID namespace: it
 	// reaps what is orphaned to it and ends at SIGTERM or SIGINT. Spec.Process is then not
 	// used, and may be nil.

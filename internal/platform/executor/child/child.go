@@ -110,8 +110,12 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.tmpfs(int(n(0)), o.S)
 	case plan.Propagate:
 		return failed(unix.Mount("", str(0), "", uintptr(n(0)), ""), str(0))
+	case plan.Root:
+		return s.enter(int(n(0)), str(0))
 	case plan.Pivot:
-		return s.pivot(int(n(0)), str(0))
+		return s.pivot()
+	case plan.MoveRoot:
+		return s.moveRoot()
 	case plan.EnterRoot:
 		return s.enterRoot()
 
