@@ -88,13 +88,17 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	for _, f := range b.files {
 		files = append(files, f.Fd())
 	}
+	// The binary comes last, by the number that it has in the child: what it has here may
+	// be one that ForkExec uses in passing.
+	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
+	files = append(files, e.init.Fd())
 	pidfd := -1
 	fork := func(cgroupFD int) (int, error) {
 		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: b.clone, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}
-		return syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", e.init.Fd()), []string{"orlop-init"}, attr)
+		return syscall.ForkExec(exe, []string{"orlop-init"}, attr)
 	}
 	spawn := func() (err error) {
 		if b.cgroup != nil {
