@@ -26,6 +26,11 @@ type builder struct {
 	files  []*os.File // what the child gets from plan.FirstFD on
 	opened []*os.File // to close when the child has its own
 
+	gate      *os.File // the FIFO to wait at
+	created   func(*Process) error
+	extra     []*os.File // descriptors 3, 4, … of the program
+	noKeyring bool
+
 	cgroup      *cgroup.Group
 	lo          bool
 	nullStreams uint64
@@ -145,7 +150,7 @@ func (b *builder) container(c *Config) error {
 		b.plan.Add(plan.Bounding, plan.N(0))
 		b.plan.Add(plan.Caps, plan.N(0, 0, 0, 0))
 		b.plan.Add(plan.NoNewPrivs, nil)
-		b.plan.Add(plan.Gate, nil)
+		b.waitAtGate()
 		b.plan.Add(plan.Pause, nil)
 		return nil
 	}
