@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// The program of a pause process: see pause.go. It uses nothing but its registers and
+// The program of a pause process: see tiny.go. It uses nothing but its registers and
 // the 16 bytes of stack that it takes; it is copied, so all jumps are relative.
 TEXT ·pauseCode(SB), NOSPLIT|NOFRAME, $0
 	SUBQ $16, SP

@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// The program of a pause process: see pause.go and pause_amd64.s.
+// The program of a pause process: see tiny.go and pause_amd64.s.
 TEXT ·pauseCode(SB), NOSPLIT|NOFRAME, $0
 	SUB  $16, RSP
 	MOVD $0x14002, R1    // SIGINT, SIGTERM, SIGCHLD
