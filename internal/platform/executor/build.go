@@ -27,6 +27,7 @@ type builder struct {
 	opened []*os.File // to close when the child has its own
 
 	gate      *os.File // the FIFO to wait at
+	hook      hookPlan
 	created   func(*Process) error
 	extra     []*os.File // descriptors 3, 4, … of the program
 	noKeyring bool
@@ -88,6 +89,10 @@ func (b *builder) container(c *Config) error {
 	if l.IntelRdt != nil || l.MemoryPolicy != nil || len(l.NetDevices) > 0 || l.MountLabel != "" {
 		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy, netDevices and mountLabel are not supported yet")
 	}
+	createHooks, startHooks, err := b.hooks(c)
+	if err != nil {
+		return err
+	}
 	if err := b.namespaces(l); err != nil {
 		return err
 	}
@@ -120,6 +125,7 @@ func (b *builder) container(c *Config) error {
 	b.plan.Add(plan.Root, plan.N(0), at)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)
+	b.plan.Ops = append(b.plan.Ops, createHooks.Ops...)
 	if c.NoPivot {
 		b.plan.Add(plan.MoveRoot, nil)
 	} else {
@@ -151,10 +157,11 @@ func (b *builder) container(c *Config) error {
 		b.plan.Add(plan.Caps, plan.N(0, 0, 0, 0))
 		b.plan.Add(plan.NoNewPrivs, nil)
 		b.waitAtGate()
+		b.plan.Ops = append(b.plan.Ops, startHooks.Ops...)
 		b.plan.Add(plan.Pause, nil)
 		return nil
 	}
-	return b.process(p, l.Seccomp, false)
+	return b.process(p, l.Seccomp, startHooks, false)
 }
 
 // identity sets what the container's namespaces are known by.
@@ -189,7 +196,7 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	b.plan.Add(plan.EnterRoot, nil)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.streams(c.Process, true)
-	return b.process(c.Process, c.Seccomp, true)
+	return b.process(c.Process, c.Seccomp, plan.Plan{}, true)
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

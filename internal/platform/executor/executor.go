@@ -60,7 +60,7 @@ type Config struct {
 	// Spec says everything about the container. Namespaces with a path are joined, those
 	// without are made. A mount namespace is always made. Spec.Root.Path is not used (see
 	// Rootfs); Spec.Root.Readonly is. Spec.Linux.Resources and CgroupsPath are not used
-	// (see Cgroup); neither are Hooks.
+	// (see Cgroup). Of the hooks, poststart and poststop are the caller's (see RunHooks).
 	Spec *specs.Spec
 	// Rootfs is the root filesystem. With Pause it may be the zero value.
 	Rootfs Rootfs

@@ -115,22 +115,37 @@ func OpenGate(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("open gate %s: %w", path, contextual(ctx, err))
 	}
-	if err := passed(said); err != nil {
+	if len(said) == 0 || said[0] != plan.MsgGo {
+		return errs.New(errs.FailedPrecondition, "open gate %s: the process ended before it was started", path)
+	}
+	if err := passed(said[1:]); err != nil {
 		return fmt.Errorf("open gate %s: %w", path, err)
 	}
 	return nil
 }
 
-// passed reads what a process says on its way from the gate to execve: that it passed
-// it, and then nothing, or a failure.
+// passed reads what a process says on its way from the gate to execve: of the hooks that
+// it runs, and of a failure.
 func passed(said []byte) error {
-	if len(said) == 0 || said[0] != plan.MsgGo {
-		return errs.New(errs.FailedPrecondition, "the process ended before it was started")
+	running := false
+	for len(said) > 0 && said[0] != plan.MsgFail {
+		switch said[0] {
+		case plan.MsgHook:
+			running = true
+		case plan.MsgHooked:
+			running = false
+		default:
+			return failure(said)
+		}
+		said = said[1:]
 	}
-	if said = said[1:]; len(said) == 0 {
-		return nil
+	if len(said) > 0 {
+		return failure(said)
 	}
-	return failure(said)
+	if running {
+		return errs.New(errs.FailedPrecondition, "the process ended while its startContainer hooks ran")
+	}
+	return nil
 }
 
 // readNow reads what is there, and does not wait.

@@ -51,7 +51,7 @@ func (b *builder) streams(p *specs.Process, exec bool) {
 // installed last, after the gate: nothing but execve has to be allowed by it. Without
 // no_new_privs installing one needs CAP_SYS_ADMIN, so that is kept until then, and the
 // filter has to allow capset.
-func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, exec bool) error {
+func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.Plan, exec bool) error {
 	if len(p.Args) == 0 {
 		return errs.New(errs.Invalid, "process: args are empty: there is no command to run")
 	}
@@ -122,6 +122,7 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, exec bool) e
 		return err
 	}
 	b.waitAtGate()
+	b.plan.Ops = append(b.plan.Ops, hooks.Ops...)
 	if filter != nil {
 		code := make([]byte, 0, 8*len(filter.Filter))
 		for _, in := range filter.Filter {

@@ -51,6 +51,13 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			return nil, contextual(ctx, err)
 		}
 		switch msg[0] {
+		case plan.MsgSync:
+			if err := b.runtimeHooks(ctx, p.pid); err != nil {
+				return nil, err
+			}
+			if _, err := ch.file.Write([]byte{plan.MsgGo}); err != nil && !errors.Is(err, unix.EPIPE) {
+				return nil, contextual(ctx, err)
+			}
 		case plan.MsgReady:
 			if err := b.release(ctx, p, ch); err != nil {
 				return nil, err
@@ -225,16 +232,23 @@ func (p *Process) Start(ctx context.Context) error {
 		p.kill()
 		return fmt.Errorf("start %s: %w", p.id, contextual(ctx, err))
 	}
-	msg, _, err := ch.receive()
-	switch {
-	case err == io.EOF:
-		return nil // the socket closed at execve
-	case err != nil:
-		p.kill()
-		return fmt.Errorf("start %s: %w", p.id, contextual(ctx, err))
+	var said []byte
+	for {
+		msg, _, err := ch.receive()
+		if err == io.EOF {
+			break // the socket closes at execve
+		}
+		if err != nil {
+			p.kill()
+			return fmt.Errorf("start %s: %w", p.id, contextual(ctx, err))
+		}
+		said = append(said, msg...)
 	}
-	p.kill()
-	return fmt.Errorf("start %s: %w", p.id, failure(msg))
+	if err := passed(said); err != nil {
+		p.kill()
+		return fmt.Errorf("start %s: %w", p.id, err)
+	}
+	return nil
 }
 
 func (p *Process) kill() {
@@ -257,10 +271,13 @@ func failure(msg []byte) error {
 	if !ok {
 		return errs.New(errs.Internal, "init sent a message that is not known: %q", msg)
 	}
-	errno := syscall.Errno(f.Errno)
+	errno := unix.Errno(f.Errno)
 	text := plan.Names[f.Code]
 	if f.Operand != "" {
 		text += " " + f.Operand
+	}
+	if errno == 0 { // a hook
+		return errs.New(errs.FailedPrecondition, "%s: %s", text, strings.TrimSpace(f.Hint))
 	}
 	err := fmt.Errorf("%s: %w", text, errno)
 	if f.Hint != "" {
@@ -290,6 +307,8 @@ func kinded(err, cause error) error {
 		return errs.As(errs.InUse, err)
 	case unix.ESRCH:
 		return errs.As(errs.NotFound, err)
+	case unix.ETIMEDOUT:
+		return errs.As(errs.Timeout, err)
 	}
 	return err
 }

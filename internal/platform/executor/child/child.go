@@ -193,6 +193,11 @@ func (s *state) run(o *plan.Op) *fail {
 		return raw(e, "")
 	case plan.Lookup:
 		return s.lookup(str(0), str(1))
+	case plan.Sync:
+		s.sync()
+		return nil
+	case plan.Hook:
+		return s.hook(o.N, o.S)
 	case plan.Files:
 		return s.files(o.N)
 	case plan.Gate:

@@ -20,6 +20,11 @@ func (s *state) gate() *fail {
 // ready says so, and ends the process if the parent lets go of it.
 func (s *state) ready() {
 	send([]byte{plan.MsgReady})
+	s.await()
+}
+
+// await waits for the parent's word to go on.
+func (s *state) await() {
 	var b [1]byte
 	if n, err := recv(b[:]); err != nil || n != 1 || b[0] != plan.MsgGo {
 		exit(plan.GateLost)

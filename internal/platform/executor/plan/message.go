@@ -4,6 +4,9 @@ package plan
 // opened the gate: the program was not executed.
 const GateLost = 97
 
+// MaxOutput is how much of what a hook writes is kept for its error: the end.
+const MaxOutput = 1 << 10
+
 // Closed is what a FIFO is full of while a process waits at it. One that has been opened
 // then carries Go, and Fail where the program could not be executed.
 const Closed = '.'
@@ -17,8 +20,11 @@ const Closed = '.'
 const (
 	Chunk = 32 << 10
 
-	MsgGo      = 'g' // parent: open the gate
+	MsgGo      = 'g' // parent: go on, open the gate
+	MsgSync    = 's' // child: the parent's hooks can run
 	MsgReady   = 'r' // child: waits at the gate
+	MsgHook    = 'h' // child: a hook of the start runs
+	MsgHooked  = 'd' // child: it has succeeded
 	MsgWarn    = 'w' // child: text of a warning
 	MsgConsole = 'c' // child: a terminal's master comes with it
 	MsgFail    = 'f' // child: a Failure

@@ -43,6 +43,8 @@ const (
 	Device   // N: mode with type, dev, uid, gid. S: path
 	Mask     // S: paths… Those that do not exist are left out
 	ReadOnly // S: paths… likewise
+	Sync     // tells the parent that its hooks can run, and waits
+	Hook     // N: of the start, timeout in seconds or 0, argc. S: what it is, path, state, argv…, env…. Runs in the present root
 	Pivot    // makes the container's root the process's
 	MoveRoot // the same where the host's root cannot be pivoted away from
 
@@ -92,6 +94,7 @@ var Names = [...]string{
 	Tree: "open mount source", Overlay: "mount overlay root", Tmpfs: "mount empty root", Propagate: "set mount propagation of",
 	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
 	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
+	Sync: "wait for the runtime's hooks", Hook: "run",
 	Pivot: "change root", MoveRoot: "move root",
 	Hostname: "set host name", Domainname: "set domain name", Sysctl: "set sysctl",
 	Session: "start session", Console: "open terminal", NullStreams: "open /dev/null", OwnStreams: "own standard streams",
