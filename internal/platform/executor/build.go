@@ -26,11 +26,17 @@ type builder struct {
 	files  []*os.File // what the child gets from plan.FirstFD on
 	opened []*os.File // to close when the child has its own
 
+	gate      *os.File // the FIFO to wait at
+	created   func(*Process) error
+	extra     []*os.File // descriptors 3, 4, … of the program
+	noKeyring bool
+
 	cgroup      *cgroup.Group
 	lo          bool
 	nullStreams uint64
 
-	// Mounts: early is before the pivot, late after it, last when all are there.
+	// Mounts: early opens sources on the host, late is in the container's root and before
+	// the pivot, last when all are there and after it.
 	early, late, last plan.Plan
 	slots             uint64
 	ownDev            bool
@@ -111,9 +117,14 @@ func (b *builder) container(c *Config) error {
 	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
 	// Nothing that happens from here on may reach the host's mounts.
 	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
-	b.plan.Add(plan.Pivot, plan.N(0), at)
+	b.plan.Add(plan.Root, plan.N(0), at)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)
+	if c.NoPivot {
+		b.plan.Add(plan.MoveRoot, nil)
+	} else {
+		b.plan.Add(plan.Pivot, nil)
+	}
 	if !c.Pause {
 		b.streams(p, false)
 	}
@@ -139,7 +150,7 @@ func (b *builder) container(c *Config) error {
 		b.plan.Add(plan.Bounding, plan.N(0))
 		b.plan.Add(plan.Caps, plan.N(0, 0, 0, 0))
 		b.plan.Add(plan.NoNewPrivs, nil)
-		b.plan.Add(plan.Gate, nil)
+		b.waitAtGate()
 		b.plan.Add(plan.Pause, nil)
 		return nil
 	}

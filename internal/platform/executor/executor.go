@@ -9,7 +9,8 @@
 //
 // A start has a gate in it. Create clones the child into its namespaces and cgroup
 // and lets it do everything up to, and not including, execve: whatever can fail
-// fails there, with the operation and its operand in the error. Start opens the gate.
+// fails there, with the operation and its operand in the error. Start opens the gate;
+// with Config.Gate it is a FIFO, the caller may end, and OpenGate opens it.
 //
 // The child runs from a sealed memfd, so nothing in a container can reach the binary;
 // it keeps no descriptor across execve but the three of the standard streams.
@@ -67,8 +68,28 @@ type Config struct {
 	// not used with Spec.Process.Terminal. They stay the caller's, and are in blocking mode
 	// afterwards, as a program expects: whoever wants to poll a FIFO opens it once more.
 	Stdin, Stdout, Stderr *os.File
+	// ExtraFiles become descriptors 3, 4, … of the program. As the standard streams, they
+	// stay the caller's and are in blocking mode afterwards.
+	ExtraFiles []*os.File
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
+	// Bundle is the directory of the OCI bundle, which hooks are told of.
+	Bundle string
+	// Gate is a FIFO (a descriptor made with O_PATH will do) that becomes the gate: the
+	// process waits there, also when the caller has ended, until any process opens it with
+	// OpenGate. It should be in a directory that no container reaches. Nil: Process.Start
+	// is the gate, and the process ends with its caller before.
+	Gate *os.File
+	// Created is called with a Gate, once the process is ready and before it is let go of:
+	// until it returns the process ends with its caller, so what it records of the process
+	// is never missing. If it returns an error, Create fails with it. May be nil.
+	Created func(*Process) error
+	// NoPivot moves the root over the host's instead of pivot_root(2), which hosts whose root
+	// is an initramfs refuse. What covers the host's root is then all that hides it from a
+	// container with CAP_SYS_ADMIN or CAP_SYS_CHROOT.
+	NoPivot bool
+	// NoNewKeyring leaves the process the caller's session keyring.
+	NoNewKeyring bool
 	// Pause makes a process that does nothing but be process 1 of a PID namespace: it
 	// reaps what is orphaned to it and ends at SIGTERM or SIGINT. Spec.Process is then not
 	// used, and may be nil.
@@ -85,6 +106,10 @@ type ExecConfig struct {
 	Process *specs.Process
 	// Stdin, Stdout and Stderr are as in Config.
 	Stdin, Stdout, Stderr *os.File
+	// ExtraFiles, Bundle and NoNewKeyring are as in Config.
+	ExtraFiles   []*os.File
+	Bundle       string
+	NoNewKeyring bool
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
 	// Seccomp is the container's profile; nil is none.
@@ -105,6 +130,7 @@ type Process struct {
 	console  *os.File
 	warnings []string
 	id       string
+	gated    bool // waits at a Gate, not for Start
 
 	mu   sync.Mutex
 	sync *channel // nil once started
@@ -125,8 +151,9 @@ func (p *Process) Console() *os.File { return p.console }
 // without, like an rlimit above the hard one. They have been logged as well.
 func (p *Process) Warnings() []string { return p.warnings }
 
-// Close closes the pidfd and, if the process has not been started, the gate: init then
-// ends with status plan.GateLost. It neither kills nor reaps.
+// Close closes the pidfd and, if the process has not been started, what Start would have
+// opened: init then ends with status plan.GateLost. A process that waits at a Gate goes
+// on waiting. Close neither kills nor reaps.
 func (p *Process) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,12 +184,16 @@ func (e *Executor) Close() error { return e.init.Close() }
 // On error the process has been reaped and nothing is left.
 func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 	b := newBuilder(c.Cgroup, c.Stdin, c.Stdout, c.Stderr)
+	b.extra, b.noKeyring, b.created = c.ExtraFiles, c.NoNewKeyring, c.Created
 	defer b.close()
 	stdio := [3]*os.File{c.Stdin, c.Stdout, c.Stderr}
 	if c.Pause || c.Spec != nil && c.Spec.Process != nil && c.Spec.Process.Terminal {
 		stdio = [3]*os.File{}
 	}
-	err := b.container(&c)
+	err := b.hold(c.Gate)
+	if err == nil {
+		err = b.container(&c)
+	}
 	if err == nil {
 		err = c.Rootfs.forgetVolatile()
 	}
@@ -180,6 +211,7 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 	id := fmt.Sprintf("process in %d", c.PID)
 	b := newBuilder(c.Cgroup, c.Stdin, c.Stdout, c.Stderr)
+	b.extra, b.noKeyring = c.ExtraFiles, c.NoNewKeyring
 	defer b.close()
 	stdio := [3]*os.File{c.Stdin, c.Stdout, c.Stderr}
 	if c.Process != nil && c.Process.Terminal {

@@ -229,6 +229,25 @@ func TestManyLayers(t *testing.T) {
 	}
 }
 
+// TestNoPivot: without pivot_root the container sees its own mounts and none of the host's,
+// and beneath its root there is nothing of them either.
+func TestNoPivot(t *testing.T) {
+	out := sh(t, `cat /proc/self/mountinfo; ls /; test -e /etc/passwd && echo the host is here; chroot .. ls / >/dev/null; pwd; touch /x && echo writable`, func(s *specs.Spec, c *Config) {
+		c.NoPivot = true
+	})
+	if strings.Contains(out, "the host is here") || !strings.Contains(out, "writable") {
+		t.Errorf("it wrote\n%s", out)
+	}
+	list, err := mount.Parse(strings.NewReader(out[:strings.Index(out, "bin\n")]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := sh(t, "cat /proc/self/mountinfo", nil)
+	if want := strings.Count(plain, "\n"); len(list) != want {
+		t.Errorf("there are %d mounts, want the %d that there are with pivot_root:\n%s", len(list), want, out)
+	}
+}
+
 func TestAgainWithTheSameLayer(t *testing.T) {
 	root := layers(t, image(t))
 	for range 2 { // a volatile overlay leaves a mark that forbids the second

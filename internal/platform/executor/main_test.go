@@ -3,6 +3,7 @@ package executor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -17,14 +18,18 @@ import (
 )
 
 var (
-	initPath string
-	shared   *Executor
+	initPath  string
+	probePath string
+	shared    *Executor
 )
 
 func TestMain(m *testing.M) {
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "these tests need root: they make containers")
 		os.Exit(1)
+	}
+	if job := os.Getenv("ORLOP_EXECUTOR_JOB"); job != "" {
+		os.Exit(creator(job)) // gate_test.go
 	}
 	dir, err := os.MkdirTemp("", "orlop-executor")
 	if err != nil {
@@ -35,6 +40,13 @@ func TestMain(m *testing.M) {
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build orlop-init: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	probePath = filepath.Join(dir, "probe")
+	build = exec.Command("go", "build", "-o", probePath, "./testdata/probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build probe: %v\n%s", err, out)
 		os.Exit(1)
 	}
 	if shared, err = New(Options{InitPath: initPath}); err != nil {
@@ -208,4 +220,35 @@ func run(t testing.TB, c Config) result {
 	io.Copy(&out, r)
 	code, signal := wait(t, p)
 	return result{out.String(), code, signal}
+}
+
+// report is what testdata/probe tells of its process.
+type report struct {
+	Keyring     string
+	Scheduler   *unix.SchedAttr
+	IOPriority  int
+	Personality uintptr
+	Machine     string
+	Policy      int
+	Nodes       uint64
+	CPUs        []int
+	Dumpable    int
+}
+
+// probe runs testdata/probe in a container that change has had its way with.
+func probe(t *testing.T, change func(s *specs.Spec, c *Config)) report {
+	t.Helper()
+	out := sh(t, "exec /probe", func(s *specs.Spec, c *Config) {
+		s.Mounts = append(s.Mounts, specs.Mount{Source: probePath, Destination: "/probe", Type: "bind", Options: []string{"bind", "ro"}})
+		change(s, c)
+	})
+	return probed(t, out)
+}
+
+func probed(t *testing.T, out string) (r report) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("the probe said %q: %v", out, err)
+	}
+	return r
 }

@@ -25,14 +25,7 @@ func sealed(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	// The clone puts the child's descriptors at the lowest numbers before it executes this
-	// one by its number: it must be out of their way.
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64)
-	unix.Close(fd)
-	if err != nil {
-		return nil, fmt.Errorf("move memfd: %w", err)
-	}
-	f := os.NewFile(uintptr(high), "orlop-init")
+	f := os.NewFile(uintptr(fd), "orlop-init")
 	if _, err := f.ReadFrom(src); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("copy %s: %w", path, err)

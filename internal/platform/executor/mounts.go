@@ -12,9 +12,8 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
-// Mounts come in two lots. Sources on the host are opened first, while the host's root is
-// still the root and its mounts are still peers of the host's; the plan calls what comes
-// after the pivot "late", and gathers it here.
+// Mounts come in two lots. Sources on the host are opened first ("early"), while its mounts
+// are still peers of the host's; what is made in the container's root comes "late".
 
 // root mounts the root filesystem in slot 0 and returns the directory that it passes over.
 func (b *builder) root(r Rootfs, pause bool) (string, error) {
@@ -104,7 +103,7 @@ func (b *builder) newFS(fstype, source, dest string, o mountOptions) {
 	b.late.Add(plan.Mount, plan.N(set, flags, o.propagation), append([]string{dest, fstype, source}, o.data...)...)
 }
 
-// bind clones the source before the pivot and attaches it after.
+// bind clones the source early and attaches it late.
 func (b *builder) bind(m specs.Mount, dest string, o mountOptions) error {
 	if !filepath.IsAbs(m.Source) {
 		return errs.New(errs.Invalid, "bind mount on %s: the source %q is not an absolute path", dest, m.Source)

@@ -80,7 +80,9 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, exec bool) e
 		b.warnings = append(b.warnings, "capabilities that this machine or its kernel lacks are left out: "+strings.Join(lacking, ", "))
 	}
 
-	b.plan.Add(plan.Keyring, nil, "orlop")
+	if !b.noKeyring {
+		b.plan.Add(plan.Keyring, nil, "orlop")
+	}
 	if p.OOMScoreAdj != nil {
 		b.plan.Add(plan.OOMScore, plan.N(uint64(int64(*p.OOMScoreAdj))))
 	}
@@ -116,7 +118,10 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, exec bool) e
 		b.plan.Add(plan.NoNewPrivs, nil)
 	}
 	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(p.Env))
-	b.plan.Add(plan.Gate, nil)
+	if err := b.extraFiles(); err != nil {
+		return err
+	}
+	b.waitAtGate()
 	if filter != nil {
 		code := make([]byte, 0, 8*len(filter.Filter))
 		for _, in := range filter.Filter {

@@ -52,6 +52,9 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		}
 		switch msg[0] {
 		case plan.MsgReady:
+			if err := b.release(ctx, p, ch); err != nil {
+				return nil, err
+			}
 			for _, w := range p.warnings {
 				e.log.WarnContext(ctx, "the container starts without something that it asked for", "container", id, "what", w)
 			}
@@ -68,6 +71,27 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			return nil, errs.New(errs.Internal, "init sent a message that is not known: %q", msg[0])
 		}
 	}
+}
+
+// release lets a process that waits at a gate of its own live without its parent.
+func (b *builder) release(ctx context.Context, p *Process, ch *channel) error {
+	if b.gate == nil {
+		return nil
+	}
+	p.gated = true
+	if b.created != nil {
+		if err := b.created(p); err != nil {
+			return err
+		}
+	}
+	if _, err := ch.file.Write([]byte{plan.MsgGo}); errors.Is(err, unix.EPIPE) {
+		return p.died("at the gate")
+	} else if err != nil {
+		return contextual(ctx, err)
+	}
+	ch.close()
+	p.sync = nil
+	return nil
 }
 
 // clone makes the process, in its namespaces and its cgroup.
@@ -88,13 +112,17 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	for _, f := range b.files {
 		files = append(files, f.Fd())
 	}
+	// The binary comes last, by the number that it has in the child: what it has here may
+	// be one that ForkExec uses in passing.
+	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
+	files = append(files, e.init.Fd())
 	pidfd := -1
 	fork := func(cgroupFD int) (int, error) {
 		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: b.clone, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}
-		return syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", e.init.Fd()), []string{"orlop-init"}, attr)
+		return syscall.ForkExec(exe, []string{"orlop-init"}, attr)
 	}
 	spawn := func() (err error) {
 		if b.cgroup != nil {
@@ -181,6 +209,9 @@ func (p *Process) Start(ctx context.Context) error {
 	ch := p.sync
 	p.sync = nil
 	p.mu.Unlock()
+	if p.gated {
+		return errs.New(errs.FailedPrecondition, "start %s: it waits at a gate of its own, which OpenGate opens", p.id)
+	}
 	if ch == nil {
 		return errs.New(errs.FailedPrecondition, "start %s: it has been started already", p.id)
 	}

@@ -49,6 +49,7 @@ type state struct {
 	slots []slot
 	proc  int // the host's /proc, which no image can have tampered with
 	root  int // the container's root, once it is entered
+	extra int // descriptors of the program's beside the standard streams
 	exe   *byte
 	cwd   bool // changed to the working directory
 	argv  []*byte
@@ -110,8 +111,12 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.tmpfs(int(n(0)), o.S)
 	case plan.Propagate:
 		return failed(unix.Mount("", str(0), "", uintptr(n(0)), ""), str(0))
+	case plan.Root:
+		return s.enter(int(n(0)), str(0))
 	case plan.Pivot:
-		return s.pivot(int(n(0)), str(0))
+		return s.pivot()
+	case plan.MoveRoot:
+		return s.moveRoot()
 	case plan.EnterRoot:
 		return s.enterRoot()
 
@@ -188,7 +193,12 @@ func (s *state) run(o *plan.Op) *fail {
 		return raw(e, "")
 	case plan.Lookup:
 		return s.lookup(str(0), str(1))
+	case plan.Files:
+		return s.files(o.N)
 	case plan.Gate:
+		if len(o.N) > 0 {
+			return s.fifo(int(n(0)))
+		}
 		return s.gate()
 	case plan.Seccomp:
 		return seccomp(uintptr(n(0)), str(0))

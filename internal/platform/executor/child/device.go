@@ -189,7 +189,7 @@ func (s *state) console(rows, cols uint16, uid int, bind bool) *fail {
 		}
 	}
 	unix.Close(int(slave))
-	if err := unix.Sendmsg(plan.SocketFD, []byte{plan.MsgConsole}, rights(master), nil, 0); err != nil {
+	if err := unix.Sendmsg(channel, []byte{plan.MsgConsole}, rights(master), nil, 0); err != nil {
 		return failed(err, "send the terminal")
 	}
 	unix.Close(master)

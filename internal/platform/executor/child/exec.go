@@ -101,13 +101,13 @@ func (s *state) prepare() *fail {
 		s.argv = append(s.argv, nil)
 		s.envv = append(s.envv, nil)
 	}
-	clean()
+	s.clean()
 	return nil
 }
 
 // clean puts back what a program inherits: no signal is blocked or ignored, and no
-// descriptor above the standard streams survives execve.
-func clean() {
+// descriptor above the standard streams and the program's extra ones survives execve.
+func (s *state) clean() {
 	// What Go does not handle stays as it was: SIGHUP and SIGINT if they were ignored,
 	// and those that the C library keeps for itself.
 	var dfl [4]uintptr // struct sigaction of the kernel, SIG_DFL
@@ -116,8 +116,9 @@ func clean() {
 	}
 	var none uint64
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
-	if unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC) != nil { // Linux before 5.11
-		for fd := 3; fd < 1024; fd++ {
+	first := 3 + s.extra
+	if unix.CloseRange(uint(first), 1<<31-1, unix.CLOSE_RANGE_CLOEXEC) != nil { // Linux before 5.11
+		for fd := first; fd < 1024; fd++ {
 			unix.CloseOnExec(fd)
 		}
 	}

@@ -205,38 +205,3 @@ func (s *state) tmpfs(i int, opts []string) *fail {
 	}
 	return f
 }
-
-// pivot makes the mount in slot i the root, and lets go of the host's mounts.
-func (s *state) pivot(i int, at string) *fail {
-	if f := s.openProc(); f != nil {
-		return f
-	}
-	fd := s.slots[i].fd
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return failed(err, at)
-	}
-	if err := unix.Fchdir(fd); err != nil {
-		return failed(err, at)
-	}
-	// With both arguments the same, the old root comes to lie over the new one, and is
-	// what "." names to umount2 (pivot_root(2)).
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return failed(err, at)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return failed(err, "the old root")
-	}
-	return s.enterRoot()
-}
-
-func (s *state) enterRoot() *fail {
-	if f := s.openProc(); f != nil {
-		return f
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return failed(err, "/")
-	}
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	s.root = fd
-	return failed(err, "/")
-}

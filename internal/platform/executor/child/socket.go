@@ -8,6 +8,9 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
+// channel is the socket to the parent, and the gate's FIFO once that has been passed.
+var channel = plan.SocketFD
+
 // receive reads the whole plan and takes it apart. Nothing is parsed later: after the
 // seccomp filter is installed, nothing may need memory.
 func receive() ([]plan.Op, bool) {
@@ -43,7 +46,7 @@ func receive() ([]plan.Op, bool) {
 
 func recv(b []byte) (int, error) {
 	for {
-		n, err := unix.Read(plan.SocketFD, b)
+		n, err := unix.Read(channel, b)
 		if err != unix.EINTR {
 			return n, err
 		}
@@ -53,7 +56,7 @@ func recv(b []byte) (int, error) {
 // send uses write(2), which seccomp profiles allow if they allow anything. A parent that
 // is gone shows as EPIPE at the next read; SIGPIPE is handled by Go.
 func send(b []byte) {
-	unix.RawSyscall(unix.SYS_WRITE, plan.SocketFD, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(channel), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 }
 
 func warn(text string) { send(append([]byte{plan.MsgWarn}, text...)) }
@@ -61,17 +64,4 @@ func warn(text string) { send(append([]byte{plan.MsgWarn}, text...)) }
 func report(c plan.Code, f *fail) {
 	m := plan.Failure{Code: c, Operand: f.operand, Errno: uint64(f.errno), Hint: f.hint}
 	send(m.Encode())
-}
-
-// gate tells the parent that all is ready and waits for its word.
-func (s *state) gate() *fail {
-	if f := s.prepare(); f != nil {
-		return f
-	}
-	send([]byte{plan.MsgReady})
-	var b [1]byte
-	if n, err := recv(b[:]); err != nil || n != 1 || b[0] != plan.MsgGo {
-		exit(plan.GateLost) // the parent let go of us
-	}
-	return nil
 }

@@ -4,6 +4,10 @@ package plan
 // opened the gate: the program was not executed.
 const GateLost = 97
 
+// Closed is what a FIFO is full of while a process waits at it. One that has been opened
+// then carries Go, and Fail where the program could not be executed.
+const Closed = '.'
+
 // The socket between the halves keeps the boundaries of messages (SOCK_SEQPACKET).
 //
 // The parent sends the length of the plan (8 bytes, little endian), then the plan in

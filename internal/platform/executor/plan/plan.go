@@ -14,8 +14,8 @@ type Code uint8
 
 // In the comments, N and S are the operation's numbers and strings. A "slot" is an index
 // into the child's table of mounts that are not attached anywhere yet. Paths "on the
-// host" are resolved before the root is pivoted; all others inside the container's
-// root, which no symbolic link and no magic link of /proc leaves.
+// host" are the host's; all others are resolved inside the container's root, which no
+// symbolic link and no magic link of /proc leaves.
 const (
 	Invalid Code = iota
 
@@ -30,10 +30,10 @@ const (
 	Overlay   // N: slot, volatile, n lower. S: upper, work, n lowers topmost first, a directory on the host to mount on with old kernels
 	Tmpfs     // N: slot. S: options. An empty filesystem as root (pause)
 	Propagate // N: MS_* flags. S: path
-	Pivot     // N: slot. S: directory on the host that the root is mounted on in passing
+	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
 	EnterRoot // takes the current root as it is (exec)
 
-	// Mounts after the pivot.
+	// Mounts in the container's root.
 	SlotAttr // N: slot, attr set, attr clear, propagation, recursive
 	Attach   // N: slot. S: path, made if missing
 	Mount    // N: attr flags, Mount* flags, propagation. S: path, fstype, source, options…
@@ -43,6 +43,8 @@ const (
 	Device   // N: mode with type, dev, uid, gid. S: path
 	Mask     // S: paths… Those that do not exist are left out
 	ReadOnly // S: paths… likewise
+	Pivot    // makes the container's root the process's
+	MoveRoot // the same where the host's root cannot be pivoted away from
 
 	// What belongs to the namespaces.
 	Hostname   // S: name
@@ -68,7 +70,8 @@ const (
 	Chdir       // N: make it if missing, it is the last try. S: path
 	NoNewPrivs
 	Lookup  // S: file, PATH, for the exec that follows
-	Gate    // tells the parent that all is ready, and waits
+	Files   // N: fds that become 3, 4, … of the program
+	Gate    // N: fd of a FIFO, or nothing. Tells the parent that all is ready, and waits
 	Seccomp // N: flags. S: filter, as sock_filter structures
 	Exec    // N: argc. S: argv…, env…
 	Pause   // is process 1 until a signal
@@ -87,14 +90,15 @@ const (
 var Names = [...]string{
 	Setns: "join namespace", Unshare: "make namespace", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
 	Tree: "open mount source", Overlay: "mount overlay root", Tmpfs: "mount empty root", Propagate: "set mount propagation of",
-	Pivot: "change root to", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
+	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
 	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
+	Pivot: "change root", MoveRoot: "move root",
 	Hostname: "set host name", Domainname: "set domain name", Sysctl: "set sysctl",
 	Session: "start session", Console: "open terminal", NullStreams: "open /dev/null", OwnStreams: "own standard streams",
 	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", Keyring: "join session keyring", Personality: "set personality",
 	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity", Umask: "set umask",
 	Bounding: "drop capabilities from the bounding set", User: "change user", Caps: "set capabilities", Chdir: "change to working directory",
-	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Gate: "wait at the gate", Seccomp: "install seccomp filter",
+	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Seccomp: "install seccomp filter",
 	Exec: "execute", Pause: "pause",
 }
 
