@@ -50,6 +50,8 @@ type CreateOptions struct {
 	// Gate lets any process start the container. Without it the Container that Create
 	// returns must be, and the process ends when its maker does before that.
 	Gate bool
+	// Detach tells that the caller does not stay: a terminal then needs a ConsoleSocket.
+	Detach bool
 	// NoPivot and NoNewKeyring are as in executor.Config.
 	NoPivot, NoNewKeyring bool
 	// Notify is the socket that NOTIFY_SOCKET names, where a service manager waits for
@@ -80,7 +82,7 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 	if err != nil {
 		return nil, err
 	}
-	rootfs, err := checkSpec(bundle, spec, o.ConsoleSocket)
+	rootfs, err := checkSpec(bundle, spec, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +130,7 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 
 // checkSpec refuses what no container can be made of, before anything is, and returns
 // the root filesystem's absolute path.
-func checkSpec(bundle string, spec *specs.Spec, console string) (string, error) {
+func checkSpec(bundle string, spec *specs.Spec, o *CreateOptions) (string, error) {
 	if spec.Root == nil || spec.Root.Path == "" {
 		return "", errs.New(errs.Invalid, "specification %s/config.json: root.path is missing", bundle)
 	}
@@ -151,13 +153,19 @@ func checkSpec(bundle string, spec *specs.Spec, console string) (string, error) 
 	} else if !st.IsDir() {
 		return "", errs.New(errs.Invalid, "root filesystem: %s is not a directory", rootfs)
 	}
-	return rootfs, checkConsole(spec.Process, console)
+	return rootfs, checkConsole(spec.Process, o.ConsoleSocket, o.Detach)
 }
 
-// checkConsole: a terminal's master needs somebody to keep it.
-func checkConsole(p *specs.Process, socket string) error {
-	if !p.Terminal && socket != "" {
-		return errs.New(errs.Invalid, "a console socket is given, but process.terminal is not set: leave one or the other")
+// checkConsole: somebody must have the master of a terminal, the caller or who listens
+// on the socket.
+func checkConsole(p *specs.Process, socket string, detach bool) error {
+	switch {
+	case socket != "" && !p.Terminal:
+		return errs.New(errs.Invalid, "cannot use console socket if no terminal is allocated: leave it out, or set process.terminal")
+	case socket != "" && !detach:
+		return errs.New(errs.Invalid, "cannot use console socket if the command stays in the foreground: leave it out, or detach")
+	case socket == "" && p.Terminal && detach:
+		return errs.New(errs.Invalid, "cannot allocate tty if the command will detach without setting console socket: give --console-socket, or leave out process.terminal")
 	}
 	return nil
 }
@@ -218,39 +226,57 @@ func (s *Store) mkdir(ctx context.Context, c *Container) error {
 	}
 }
 
-// launch makes the control group and the process, and records it.
+// launch makes the control group and the process, and records it. A process that waits
+// at a gate is let go of by the executor only when it has been recorded, and ends with us
+// before that: there is never one that no record tells of.
 func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
-	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log})
-	if err != nil {
+	if c.exec, err = executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log}); err != nil {
 		return err
 	}
-	c.exec = e
 	g, err := c.makeGroup(c.spec)
 	if err != nil {
 		return err
 	}
 	afterGroup.Hit()
 	cfg := executor.Config{
-		ID: c.rec.ID, Spec: c.spec, Rootfs: executor.Rootfs{Dir: c.rec.Rootfs}, Cgroup: g,
-		Stdin: o.In, Stdout: o.Out, Stderr: o.Err,
+		ID: c.rec.ID, Spec: c.spec, Bundle: c.rec.Bundle, Rootfs: executor.Rootfs{Dir: c.rec.Rootfs}, Cgroup: g,
+		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
 	}
-	c.proc, err = e.Create(ctx, cfg)
+	if o.Gate {
+		if err := unix.Mkfifo(c.dir+"/gate", 0o600); err != nil {
+			return fmt.Errorf("make the gate: %w", err)
+		}
+		if cfg.Gate, err = os.OpenFile(c.dir+"/gate", unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open the gate: %w", err)
+		}
+		defer cfg.Gate.Close()
+		cfg.Created = func(p *executor.Process) error { return c.record(p, o.ConsoleSocket) }
+	}
+	p, err := c.exec.Create(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	afterProcess.Hit()
-	if o.ConsoleSocket != "" && c.proc.Console() != nil {
-		err := SendConsole(o.ConsoleSocket, c.proc.Console())
-		c.proc.Console().Close()
-		if err != nil {
-			return err
-		}
+	c.proc = p
+	if !o.Gate {
+		return c.record(p, o.ConsoleSocket)
 	}
-	c.rec.PID = c.proc.PID()
+	return nil
+}
+
+// record writes down the process that is ready, and gives its terminal away.
+func (c *Container) record(p *executor.Process, consoleSocket string) (err error) {
+	afterProcess.Hit()
+	c.rec.PID = p.PID()
 	if c.rec.Start, err = pidfd.StartTime(c.rec.PID); err != nil {
 		return fmt.Errorf("look at the container's process: %w", err)
 	}
-	return c.write()
+	if err := c.write(); err != nil {
+		return err
+	}
+	if consoleSocket != "" && p.Console() != nil {
+		return SendConsole(consoleSocket, p.Console())
+	}
+	return nil
 }
 
 // undo takes back a create that failed.
@@ -307,4 +333,3 @@ func WritePIDFile(path string, pid int) error {
 	}
 	return nil
 }
-
