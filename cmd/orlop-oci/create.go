@@ -97,7 +97,10 @@ func startCommand(f *flags) func(*app, []string) error {
 		if err != nil {
 			return err
 		}
-		return c.Start(ctx)
+		if err := c.Start(ctx); err != nil {
+			return err
+		}
+		return c.Ready()
 	}
 }
 
@@ -140,8 +143,13 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 		return removing(c, err)
 	}
 	if o.Detach {
-		return nil
+		return c.Ready()
 	}
+	go func() { // ends with the container
+		if err := c.Ready(); err != nil {
+			a.log.Warn("sd_notify", "error", err)
+		}
+	}()
 	stop() // from here on signals are the process's
 	code, err := fg.Wait(c.Process())
 	if err != nil {

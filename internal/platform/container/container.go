@@ -114,6 +114,8 @@ type Container struct {
 	proc *executor.Process  // of a container that this process created
 	exec *executor.Executor // the same
 	spec *specs.Spec        // once it was asked for
+
+	notify *os.File // the socket that the container says that it is ready by
 }
 
 // ID returns the container's name.

@@ -238,8 +238,16 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 		return err
 	}
 	afterGroup.Hit()
+	if o.Notify != "" {
+		c.rec.Notify = o.Notify
+		if err := c.offerNotify(); err != nil {
+			return err
+		}
+	}
+	spec := *c.spec
+	spec.Process = inherit(spec.Process, c.rec.Rootfs, spec.Mounts, o.ListenFDs)
 	cfg := executor.Config{
-		ID: c.rec.ID, Spec: c.spec, Bundle: c.rec.Bundle, Rootfs: executor.Rootfs{Dir: c.rec.Rootfs}, Cgroup: g,
+		ID: c.rec.ID, Spec: &spec, Bundle: c.rec.Bundle, Rootfs: executor.Rootfs{Dir: c.rec.Rootfs}, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
 	}
 	if o.Gate {

@@ -19,6 +19,9 @@ var afterOpened = fault.New("container.start.gate-opened")
 // errs.FailedPrecondition.
 func (c *Container) Start(ctx context.Context) error {
 	if c.proc != nil {
+		if err := c.listenNotify(); err != nil {
+			return err
+		}
 		return c.proc.Start(ctx)
 	}
 	if err := c.hold(ctx); err != nil {
@@ -37,6 +40,9 @@ func (c *Container) Start(ctx context.Context) error {
 		return errs.New(errs.FailedPrecondition, "cannot start container %s: it is paused; resume it first", c.rec.ID)
 	default:
 		return errs.New(errs.FailedPrecondition, "cannot start container %s: it is already %s", c.rec.ID, st)
+	}
+	if err := c.listenNotify(); err != nil {
+		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
 	}
 	if err := executor.OpenGate(ctx, c.dir+"/gate"); err != nil {
 		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
