@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
 	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 // Client is a connection to the keeper. It is safe for concurrent use. When the

@@ -14,7 +14,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 var (

@@ -11,7 +11,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 var (

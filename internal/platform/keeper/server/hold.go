@@ -8,7 +8,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 // heldKinds are the letters of keeper.Held: pidfd, FIFOs of stdin, stdout and stderr,

@@ -12,7 +12,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 // initExe is what /proc/PID/exe says of a process that is still orlop-init: the

@@ -1,0 +1,215 @@
+package container
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+)
+
+// cgroupPath says where a container's group is, in words of package cgroup. What is
+// wanted is linux.cgroupsPath: an absolute path below the hierarchies' roots; a relative one,
+// below this process's own group; or with systemd slice:prefix:name. Nothing is the
+// container's id, below this process's own group or, with systemd, as a scope.
+func cgroupPath(wanted, id string, systemd bool) (string, error) {
+	if systemd {
+		return unitPath(wanted, id)
+	}
+	if path.IsAbs(wanted) {
+		return path.Clean(wanted), nil
+	}
+	if wanted == "" {
+		wanted = id
+	}
+	own, err := ownGroup()
+	if err != nil {
+		return "", err
+	}
+	return path.Join(own, path.Clean("/"+wanted)), nil
+}
+
+// unitPath turns slice:prefix:name into the path of the scope.
+func unitPath(wanted, id string) (string, error) {
+	slice, prefix, name := "", "orlop", id
+	if wanted != "" {
+		part := strings.Split(wanted, ":")
+		if len(part) != 3 {
+			return "", errs.New(errs.Invalid, "cgroupsPath %q: with --systemd-cgroup it has the form slice:prefix:name", wanted)
+		}
+		slice, prefix, name = part[0], part[1], part[2]
+	}
+	if slice == "" {
+		slice = "system.slice"
+		if os.Geteuid() != 0 {
+			slice = "user.slice"
+		}
+	}
+	if slice == "-.slice" || strings.ContainsRune(slice, '/') || !strings.HasSuffix(slice, ".slice") {
+		return "", errs.New(errs.Invalid, "cgroupsPath %q: %q is not the name of a slice below the root", wanted, slice)
+	}
+	if name == "" || strings.ContainsRune(prefix+name, '/') {
+		return "", errs.New(errs.Invalid, "cgroupsPath %q: %q is not part of the name of a unit", wanted, prefix+name)
+	}
+	if strings.HasSuffix(name, ".slice") {
+		return "/" + name, nil
+	}
+	if prefix != "" {
+		name = prefix + "-" + name
+	}
+	return "/" + slice + "/" + name + ".scope", nil
+}
+
+// ownGroup is the group of this process that a relative path starts from: in cgroup2 where it
+// is mounted, else in the memory hierarchy. Where cgroup2 has the controllers it is
+// the group above, as one that has processes has no limits below it.
+func ownGroup() (string, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find own control group: %w", err)
+	}
+	own, v1 := "", false
+	for line := range strings.Lines(string(data)) { // cgroups(7): id:controllers:path
+		part := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(part) != 3 {
+			continue
+		}
+		v1 = v1 || part[1] != ""
+		if part[1] == "" || own == "" && slices.Contains(strings.Split(part[1], ","), "memory") {
+			own = part[2]
+		}
+	}
+	if !v1 {
+		own = path.Dir(own)
+	}
+	return path.Clean("/" + own), nil
+}
+
+// hosts opens the host's control groups with the driver that a container was made with.
+func openGroups(d cgroup.Driver) (*cgroup.Host, error) {
+	return cgroup.Open(cgroup.Options{Driver: d})
+}
+
+// group returns the container's group, nil if it has none or it is gone.
+func (c *Container) group() (*cgroup.Group, error) {
+	if c.rec.Cgroup == "" {
+		return nil, nil
+	}
+	h, err := openGroups(c.rec.Driver)
+	if err != nil {
+		return nil, err
+	}
+	g, err := h.Load(c.rec.Cgroup)
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	return g, err
+}
+
+// makeGroup makes the container's group. A group of that path that has processes, or that is
+// frozen, is somebody else's.
+func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
+	h, err := openGroups(c.rec.Driver)
+	if err != nil {
+		return nil, err
+	}
+	g, err := h.Load(c.rec.Cgroup)
+	switch {
+	case err == nil:
+		if !g.Empty() {
+			return nil, errs.New(errs.InUse, "cgroup %s has processes already: give the container a cgroupsPath of its own", c.rec.Cgroup)
+		}
+		if frozen, err := g.Frozen(); err == nil && frozen {
+			return nil, errs.New(errs.FailedPrecondition, "cgroup %s is frozen: what would be started in it could not run", c.rec.Cgroup)
+		}
+	case !errors.Is(err, errs.NotFound):
+		return nil, err
+	}
+	var res *specs.LinuxResources
+	if spec.Linux != nil {
+		res = withDevices(spec.Linux.Resources)
+	} else {
+		res = withDevices(nil)
+	}
+	if g, err = h.Create(c.rec.Cgroup, res); err != nil {
+		return nil, err
+	}
+	if err := delegate(g, spec); err != nil {
+		return g, err
+	}
+	return g, nil
+}
+
+// withDevices adds the rules for the devices that every container has (config-linux.md,
+// Default Devices), and that for making nodes, which by themselves give access to
+// nothing. They come last, so that no wish can take them away.
+func withDevices(res *specs.LinuxResources) *specs.LinuxResources {
+	all := specs.LinuxResources{}
+	if res != nil {
+		all = *res
+	}
+	num := func(n int64) *int64 { return &n }
+	rule := func(kind string, major, minor *int64, access string) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: major, Minor: minor, Access: access}
+	}
+	all.Devices = append(slices.Clone(all.Devices),
+		rule("c", nil, nil, "m"), rule("b", nil, nil, "m"),
+		rule("c", num(1), num(3), "rwm"), // null
+		rule("c", num(1), num(5), "rwm"), // zero
+		rule("c", num(1), num(7), "rwm"), // full
+		rule("c", num(1), num(8), "rwm"), // random
+		rule("c", num(1), num(9), "rwm"), // urandom
+		rule("c", num(5), num(0), "rwm"), // tty
+		rule("c", num(5), num(1), "rwm"), // console
+		rule("c", num(5), num(2), "rwm"), // ptmx
+		rule("c", num(136), nil, "rwm"),  // pts/*
+	)
+	return &all
+}
+
+// delegate gives a container that has a cgroup namespace and its cgroup2 mounted writable
+// the group, if its root is not the host's (config-linux.md, Cgroup ownership).
+func delegate(g *cgroup.Group, spec *specs.Spec) error {
+	l := spec.Linux
+	dir := g.Dirs()[""]
+	if l == nil || dir == "" || len(g.Dirs()) > 1 || len(l.UIDMappings) == 0 {
+		return nil
+	}
+	own := func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace && n.Path == "" }
+	writable := func(m specs.Mount) bool {
+		return path.Clean(m.Destination) == "/sys/fs/cgroup" && (m.Type == "cgroup" || m.Type == "cgroup2") && !slices.Contains(m.Options, "ro")
+	}
+	if !slices.ContainsFunc(l.Namespaces, own) || !slices.ContainsFunc(spec.Mounts, writable) {
+		return nil
+	}
+	root := -1
+	for _, m := range l.UIDMappings {
+		if m.ContainerID == 0 && m.Size > 0 {
+			root = int(m.HostID)
+		}
+	}
+	if root < 0 {
+		return nil
+	}
+	files := []byte("cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n")
+	if list, err := os.ReadFile("/sys/kernel/cgroup/delegate"); err == nil {
+		files = list
+	}
+	if err := os.Chown(dir, root, -1); err != nil {
+		return fmt.Errorf("delegate cgroup: %w", err)
+	}
+	for name := range bytes.Lines(files) {
+		file := path.Join(dir, path.Base(string(bytes.TrimSpace(name))))
+		if err := os.Chown(file, root, -1); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("delegate cgroup: %w", err)
+		}
+	}
+	return nil
+}

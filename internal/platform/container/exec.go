@@ -1,0 +1,132 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
+)
+
+// ExecOptions says how a further process of a container is made.
+type ExecOptions struct {
+	Stdio
+	Process *specs.Process
+	PIDFile string
+	// Detach tells that the caller does not stay.
+	Detach bool
+	// IgnorePaused starts it in a frozen container, where it waits frozen too.
+	IgnorePaused bool
+	// Cgroups are groups below the container's that it joins instead, as PATH or
+	// CONTROLLERS:PATH.
+	Cgroups      []string
+	NoNewKeyring bool
+	// ListenFDs are as in CreateOptions.
+	ListenFDs int
+}
+
+// Exec makes a process in the container and returns with it waiting for its Start.
+func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Process, err error) {
+	if err := checkConsole(o.Process, o.ConsoleSocket, o.Detach); err != nil {
+		return nil, err
+	}
+	st, err := c.Status()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case st == Stopped || st == Creating:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is %s", c.rec.ID, st)
+	case st == Paused && !o.IgnorePaused:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
+	}
+	spec, err := c.Spec()
+	if err != nil {
+		return nil, err
+	}
+	of, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	if of == nil {
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it has stopped", c.rec.ID)
+	}
+	defer of.Close()
+	g, err := c.execGroup(o.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log})
+	if err != nil {
+		return nil, err
+	}
+	defer e.Close()
+	process := inherit(o.Process, fmt.Sprintf("/proc/%d/root", c.rec.PID), nil, o.ListenFDs)
+	cfg := executor.ExecConfig{
+		PID: c.rec.PID, PIDFD: of, Process: process, Bundle: c.rec.Bundle, Cgroup: g,
+		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoNewKeyring: o.NoNewKeyring,
+	}
+	if spec.Linux != nil {
+		cfg.Seccomp = spec.Linux.Seccomp
+	}
+	p, err := e.Exec(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			pidfd.Signal(p.PIDFD(), unix.SIGKILL)
+			pidfd.Reap(p.PIDFD(), true)
+			p.Close()
+		}
+	}()
+	if o.ConsoleSocket != "" && p.Console() != nil {
+		if err := SendConsole(o.ConsoleSocket, p.Console()); err != nil {
+			return nil, err
+		}
+	}
+	if o.PIDFile != "" {
+		if err := WritePIDFile(o.PIDFile, p.PID()); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// execGroup is the group that a further process joins.
+func (c *Container) execGroup(below []string) (*cgroup.Group, error) {
+	g, err := c.group()
+	if err != nil || len(below) == 0 {
+		return g, err
+	}
+	if g == nil {
+		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)
+	}
+	h, err := openGroups(c.rec.Driver)
+	if err != nil {
+		return nil, err
+	}
+	// One path for all hierarchies, as everything else of a container's group.
+	sub := ""
+	for _, b := range below {
+		_, p, ok := strings.Cut(b, ":")
+		if !ok {
+			p = b
+		}
+		if sub != "" && p != sub {
+			return nil, errs.New(errs.Unsupported, "--cgroup %s: different groups for different controllers are not supported: give one path", b)
+		}
+		sub = p
+	}
+	if p := path.Join(c.rec.Cgroup, path.Clean("/"+sub)); p != c.rec.Cgroup {
+		return h.Load(p)
+	}
+	return g, nil
+}
