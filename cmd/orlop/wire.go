@@ -175,6 +175,10 @@ func (v podVolumes) Publish(ctx context.Context, namespace, claim string, id pod
 	return path, c.Mode == volume.Block, err
 }
 
+func (v podVolumes) PublishScratch(ctx context.Context, id pod.ID, name string, sizeBytes int64) (string, error) {
+	return v.Volumes.PublishScratch(ctx, string(id), name, sizeBytes)
+}
+
 func (v podVolumes) UnpublishAll(ctx context.Context, id pod.ID) error {
 	return v.Volumes.UnpublishAll(ctx, string(id))
 }

@@ -56,7 +56,7 @@ func (p *Pods) Apply(ctx context.Context, spec Spec) (Change, error) {
 		return "", err
 	}
 	faultApplyRecorded.Hit()
-	w.m = m
+	w.m, w.stale = m, true // labels and annotations may be seen in volumes
 	w.poke()
 	return ChangeUpdated, nil
 }
@@ -99,11 +99,15 @@ func (p *Pods) checkPorts(spec *Spec) error {
 				continue
 			}
 			for k, other := range p.workers {
-				for _, oc := range append(slices.Clone(other.m.Spec.Init), other.m.Spec.Containers...) {
+				held, ended := other.wanted()
+				if ended {
+					continue
+				}
+				for _, oc := range append(slices.Clone(held.Init), held.Containers...) {
 					for _, op := range oc.Ports {
 						same := op.HostPort == port.HostPort && op.Protocol == port.Protocol &&
 							(op.HostIP == port.HostIP || !op.HostIP.IsValid() || !port.HostIP.IsValid() || op.HostIP.IsUnspecified() || port.HostIP.IsUnspecified())
-						if same && other.m.Done == nil {
+						if same {
 							return errs.New(errs.InUse, "pod %s: host port %d/%s is taken by pod %s; choose another or delete that pod", spec.Key, port.HostPort, port.Protocol, k)
 						}
 					}
@@ -114,6 +118,14 @@ func (p *Pods) checkPorts(spec *Spec) error {
 	return nil
 }
 
+// grace is how long the pod's containers have to end when it is deleted.
+func (m *manifest) grace() time.Duration {
+	if m.Grace != nil {
+		return *m.Grace
+	}
+	return m.Spec.TerminationGrace
+}
+
 // Delete stops the pod and removes everything of it; claims stay. With Wait it
 // returns when the pod is gone; without, once the deletion is recorded.
 func (p *Pods) Delete(ctx context.Context, k Key, o DeleteOptions) error {
@@ -122,9 +134,12 @@ func (p *Pods) Delete(ctx context.Context, k Key, o DeleteOptions) error {
 		return err
 	}
 	w.mu.Lock()
-	if w.m.DeletedAt.IsZero() || o.Grace != nil && (w.m.Grace == nil || *o.Grace < *w.m.Grace) {
+	first := w.m.DeletedAt.IsZero()
+	// Who asks again may shorten the grace, never prolong it.
+	shorter := o.Grace != nil && *o.Grace < w.m.grace()
+	if first || shorter {
 		m := w.m
-		if m.DeletedAt.IsZero() {
+		if first {
 			m.DeletedAt = time.Now()
 		}
 		m.Grace = o.Grace
@@ -136,7 +151,9 @@ func (p *Pods) Delete(ctx context.Context, k Key, o DeleteOptions) error {
 		w.m = m
 	}
 	w.mu.Unlock()
-	w.interrupt()
+	if first || shorter {
+		w.interrupt()
+	}
 	if !o.Wait {
 		return nil
 	}
@@ -186,7 +203,8 @@ func configKey(secret bool, namespace, name string) string {
 }
 
 // ApplyConfig makes a config map or secret be as given. Running containers see the
-// change in volumes at their next start.
+// change in their volumes at once, but for mounts with a subPath; in their environment
+// when they start again.
 func (p *Pods) ApplyConfig(ctx context.Context, c Config) (Change, error) {
 	k := configKey(c.Secret, c.Namespace, c.Name)
 	old, err := p.configs.Get(k)
@@ -212,8 +230,24 @@ func (p *Pods) ApplyConfig(ctx context.Context, c Config) (Change, error) {
 	if err := p.configs.Put(k, c); err != nil {
 		return "", err
 	}
-	p.wakeAll()
+	p.configChanged(c)
 	return change, nil
+}
+
+// configChanged wakes the pods of its namespace: those that show it, and those that
+// wait for it.
+func (p *Pods) configChanged(c Config) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, w := range p.workers {
+		if k.Namespace != c.Namespace {
+			continue
+		}
+		w.mu.Lock()
+		w.stale = w.stale || slices.ContainsFunc(w.m.Spec.Volumes, func(v Volume) bool { return v.shows(c.Secret, c.Name) })
+		w.mu.Unlock()
+		w.poke()
+	}
 }
 
 // DeleteConfig removes a config map or secret. Pods that need it go on with what

@@ -9,107 +9,150 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
-// root opens the root directory of a running container, as its processes see it:
-// volumes included. Everything below is resolved by it, so no symlink of the
-// container leads out.
-func (p *Pods) root(k Key, container string) (*os.Root, error) {
+// openInside resolves a path as a process of a running container does: volumes included,
+// and every symlink on the way, absolute ones and ".." too, within the container's root
+// (openat2(2), RESOLVE_IN_ROOT). What is returned is open with O_PATH only: opening a
+// device or a pipe could do something.
+func (p *Pods) openInside(k Key, container, name string) (*os.File, error) {
+	if !path.IsAbs(name) {
+		return nil, errs.New(errs.Invalid, "%q must be an absolute path in the container", name)
+	}
 	_, _, st, err := p.running(k, container)
 	if err != nil {
 		return nil, err
 	}
-	return os.OpenRoot(fmt.Sprintf("/proc/%d/root", st.PID))
+	f, err := openInRoot(fmt.Sprintf("/proc/%d/root", st.PID), name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errs.New(errs.NotFound, "%s does not exist in the container", name)
+	}
+	return f, err
 }
 
-// inside turns a path of the container into one below its root.
-func inside(name string) (string, error) {
-	if !path.IsAbs(name) {
-		return "", errs.New(errs.Invalid, "%q must be an absolute path in the container", name)
+func openInRoot(root, name string) (*os.File, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: root, Err: err}
 	}
-	name = strings.TrimPrefix(path.Clean(name), "/")
-	if name == "" {
-		name = "."
+	defer unix.Close(dir)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for try := 0; ; try++ {
+		fd, err := unix.Openat2(dir, name, &how)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case err == unix.EAGAIN && try < 32: // something was renamed meanwhile
+		default:
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
 	}
-	return name, nil
 }
+
+// again opens what f, an O_PATH descriptor, is of.
+func again(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // CopyFrom writes what is at the path of the container as a tar archive, whose names
-// begin with the path's last element.
+// begin with the path's last element. A symlink at the path itself is followed; those
+// below are copied.
 func (p *Pods) CopyFrom(ctx context.Context, k Key, container, from string, w io.Writer) error {
-	name, err := inside(from)
+	at, err := p.openInside(k, container, from)
 	if err != nil {
 		return err
 	}
-	root, err := p.root(k, container)
+	defer at.Close()
+	tw := tar.NewWriter(w)
+	base := path.Base(path.Clean(from))
+	if base == "/" {
+		base = "."
+	}
+	if err := archive(ctx, at, base, tw); err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	return tw.Close()
+}
+
+func archive(ctx context.Context, at *os.File, base string, tw *tar.Writer) error {
+	fi, err := os.Stat(again(at))
+	if err != nil {
+		return err
+	}
+	if !fi.IsDir() {
+		if !fi.Mode().IsRegular() {
+			return errs.New(errs.Unsupported, "it is neither a file nor a directory")
+		}
+		return archiveFile(tw, fi, base, func() (*os.File, error) { return os.Open(again(at)) })
+	}
+	root, err := os.OpenRoot(again(at))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if _, err := root.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return errs.New(errs.NotFound, "%s does not exist in the container", from)
-	} else if err != nil {
-		return err
-	}
-	base := path.Base(name)
-	tw := tar.NewWriter(w)
-	err = fs.WalkDir(root.FS(), name, func(at string, d fs.DirEntry, err error) error {
+	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		fi, err := root.Lstat(at)
+		fi, err := root.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
 		if err != nil {
 			return err
 		}
-		link := ""
+		link, full := "", path.Join(base, name)
 		switch {
 		case fi.Mode()&fs.ModeSymlink != 0:
-			if link, err = root.Readlink(at); err != nil {
+			if link, err = root.Readlink(name); err != nil {
 				return err
 			}
-		case !fi.IsDir() && !fi.Mode().IsRegular():
+		case fi.IsDir():
+			full += "/"
+		case fi.Mode().IsRegular():
+			return archiveFile(tw, fi, full, func() (*os.File, error) { return root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) })
+		default:
 			return nil // sockets, devices and pipes mean nothing elsewhere
 		}
 		h, err := tar.FileInfoHeader(fi, link)
 		if err != nil {
 			return err
 		}
-		h.Name = path.Join(base, strings.TrimPrefix(strings.TrimPrefix(at, name), "/"))
-		if fi.IsDir() {
-			h.Name += "/"
-		}
-		if err := tw.WriteHeader(h); err != nil {
-			return err
-		}
-		if !fi.Mode().IsRegular() {
-			return nil
-		}
-		f, err := root.OpenFile(at, os.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		// A file that grows meanwhile is copied as long as it was; one that shrinks is
-		// filled up, or the archive would end here.
-		n, err := io.Copy(tw, io.LimitReader(f, h.Size))
-		if err != nil {
-			return err
-		}
-		_, err = io.CopyN(tw, zeros{}, h.Size-n)
-		return err
+		h.Name = full
+		return tw.WriteHeader(h)
 	})
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", from, err)
+}
+
+// archiveFile writes a file as long as it was when it was looked at: one that grows
+// meanwhile is cut, one that shrinks is filled up, or the archive would end here.
+func archiveFile(tw *tar.Writer, fi fs.FileInfo, name string, open func() (*os.File, error)) error {
+	f, err := open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return tw.Close()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h, err := tar.FileInfoHeader(fi, "")
+	if err != nil {
+		return err
+	}
+	h.Name = name
+	if err := tw.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := io.Copy(tw, io.LimitReader(f, h.Size))
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(tw, zeros{}, h.Size-n)
+	return err
 }
 
 type zeros struct{}
@@ -119,21 +162,14 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // CopyTo unpacks the tar archive into a directory of the container. Owners and modes
 // are those of the archive; entries that would leave the directory are refused.
 func (p *Pods) CopyTo(ctx context.Context, k Key, container, to string, r io.Reader) error {
-	name, err := inside(to)
+	at, err := p.openInside(k, container, to)
 	if err != nil {
 		return err
 	}
-	root, err := p.root(k, container)
+	defer at.Close()
+	dir, err := os.OpenRoot(again(at))
 	if err != nil {
-		return err
-	}
-	defer root.Close()
-	dir, err := root.OpenRoot(name)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return errs.New(errs.NotFound, "the directory %s does not exist in the container", to)
-		}
-		return err
+		return errs.New(errs.FailedPrecondition, "%s is not a directory of the container: %w", to, err)
 	}
 	defer dir.Close()
 	tr := tar.NewReader(r)

@@ -24,9 +24,11 @@ type envSource struct {
 // resolveEnv returns the environment as Kubernetes composes it: the image's, then
 // envFrom in order, then env in order, later ones winning. $(NAME) in a value stands
 // for a variable before it; the image's are not known to Kubernetes, so that $(PATH)
-// stays as it is unless the manifest sets PATH.
-func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
-	vars, declared := make(map[string]string), make(map[string]string)
+// stays as it is unless the manifest sets PATH. Those that are known to it are returned
+// too: they are what $(NAME) stands for in command, args and subPathExpr.
+func resolveEnv(c *Container, image []string, src envSource) (env []string, declared map[string]string, err error) {
+	vars := make(map[string]string)
+	declared = make(map[string]string)
 	var order []string
 	var bad error
 	set := func(k, v string) {
@@ -56,7 +58,7 @@ func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("environment of container %s from %s %s: %w", c.Name, kind, name, err)
+			return nil, nil, fmt.Errorf("environment of container %s from %s %s: %w", c.Name, kind, name, err)
 		}
 		for _, k := range slices.Sorted(maps.Keys(data)) {
 			declare(from.Prefix+k, string(data[k]))
@@ -65,20 +67,20 @@ func resolveEnv(c *Container, image []string, src envSource) ([]string, error) {
 	for _, e := range c.Env {
 		value, ok, err := envValue(e, declared, src)
 		if err != nil {
-			return nil, fmt.Errorf("variable %s of container %s: %w", e.Name, c.Name, err)
+			return nil, nil, fmt.Errorf("variable %s of container %s: %w", e.Name, c.Name, err)
 		}
 		if ok {
 			declare(e.Name, value)
 		}
 	}
 	if bad != nil {
-		return nil, bad
+		return nil, nil, bad
 	}
-	env := make([]string, 0, len(order))
+	env = make([]string, 0, len(order))
 	for _, k := range order {
 		env = append(env, k+"="+vars[k])
 	}
-	return env, nil
+	return env, declared, nil
 }
 
 func envValue(e EnvVar, vars map[string]string, src envSource) (value string, ok bool, err error) {

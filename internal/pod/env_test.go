@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"runtime"
 	"strings"
 	"testing"
@@ -114,13 +115,21 @@ func TestResolveEnv(t *testing.T) {
 		"key gone":                        {env: []EnvVar{{Name: "A", ConfigMap: cm("cm", "k", false)}}, err: `config map cm has no key "k"`, kind: errs.NotFound},
 		"field":                           {env: []EnvVar{{Name: "A", Field: "bad"}}, err: "variable A of container main", kind: errs.Invalid},
 	} {
-		got, err := resolveEnv(&Container{Name: "main", EnvFrom: tt.from, Env: tt.env}, tt.image, src)
+		got, declared, err := resolveEnv(&Container{Name: "main", EnvFrom: tt.from, Env: tt.env}, tt.image, src)
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) || !errors.Is(err, tt.kind) {
 				t.Errorf("%s: %q, %v", name, got, err)
 			}
 		} else if err != nil || !reflect.DeepEqual(got, append([]string{}, tt.want...)) {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, tt.want)
+		} else {
+			// What $(NAME) stands for in commands: all but what the image alone says.
+			for _, kv := range got {
+				k, v, _ := strings.Cut(kv, "=")
+				if known, ok := declared[k]; ok == slices.Contains(tt.image, kv) || ok && known != v {
+					t.Errorf("%s: declared are %q", name, declared)
+				}
+			}
 		}
 	}
 	if m := envMap([]string{"A=1", "B=x=y", "A=2", "C"}); !reflect.DeepEqual(m, map[string]string{"A": "2", "B": "x=y", "C": ""}) {

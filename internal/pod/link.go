@@ -20,7 +20,7 @@ type link struct {
 	log  *slog.Logger
 	held keeper.Holdings
 
-	wake    func(pod string)
+	wake    func(container string)
 	wakeAll func()
 
 	mu     sync.Mutex
@@ -54,7 +54,7 @@ func (r *link) get(ctx context.Context) (*keeper.Client, error) {
 			return nil, err
 		}
 	}
-	if err := c.OnEvent(ctx, func(e keeper.Event) { r.wakeAll() }); err != nil {
+	if err := c.OnEvent(ctx, func(e keeper.Event) { r.wake(e.ID) }); err != nil {
 		c.Close()
 		return nil, err
 	}

@@ -58,6 +58,9 @@ type HostsFile struct {
 type Volumes interface {
 	// Publish returns where the claim is mounted, or its device where block is true.
 	Publish(ctx context.Context, namespace, claim string, pod ID, readOnly bool) (path string, block bool, err error)
+	// PublishScratch returns where a filesystem of the pod's own is mounted into which at
+	// least sizeBytes of files fit. It goes with UnpublishAll.
+	PublishScratch(ctx context.Context, pod ID, name string, sizeBytes int64) (path string, err error)
 	UnpublishAll(ctx context.Context, pod ID) error
 	Reconcile(ctx context.Context, live map[string]bool) error
 }

@@ -139,8 +139,10 @@ func (p *Pods) Reconcile(ctx context.Context) error {
 			return err
 		}
 		live[string(m.ID)] = true
+		w := newWorker(p, m, st)
+		w.stale = true // what was applied when the daemon before us died may not have been shown
 		p.mu.Lock()
-		p.workers[m.Spec.Key] = newWorker(p, m, st)
+		p.workers[m.Spec.Key] = w
 		p.mu.Unlock()
 	}
 	if err := p.runtime.connect(ctx); err != nil {
@@ -300,8 +302,10 @@ func (p *Pods) StopAll(ctx context.Context) error {
 	bad := make([]error, len(all))
 	for i, w := range all {
 		wg.Go(func() {
-			w.stopContainers(ctx, min(w.m.Spec.TerminationGrace, 10*time.Second))
-			bad[i] = w.teardown(ctx)
+			spec := w.spec()
+			if bad[i] = w.stopContainers(ctx, min(spec.TerminationGrace, 10*time.Second)); bad[i] == nil {
+				bad[i] = w.teardown(ctx)
+			}
 		})
 	}
 	wg.Wait()
@@ -321,12 +325,15 @@ func (p *Pods) worker(k Key) (*worker, error) {
 	return w, nil
 }
 
-func (p *Pods) wakeContainer(pod string) {
+// wakeContainer wakes the pod that has the container: hundreds of others have nothing
+// to look for when one starts.
+func (p *Pods) wakeContainer(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range p.workers {
-		if string(w.m.ID) == pod {
+		if w.has(id) {
 			w.poke()
+			return
 		}
 	}
 }

@@ -34,7 +34,7 @@ type probing struct {
 
 // ensureProbes starts them where they do not run: a startup probe first, and the
 // others once it has passed.
-func (w *worker) ensureProbes(c *Container, id ContainerID) {
+func (w *worker) ensureProbes(spec *Spec, c *Container, id ContainerID) {
 	if c.Startup == nil && c.Readiness == nil && c.Liveness == nil {
 		return
 	}
@@ -46,8 +46,8 @@ func (w *worker) ensureProbes(c *Container, id ContainerID) {
 	ctx, cancel := context.WithCancel(w.p.ctx)
 	pr := &probing{cancel: cancel}
 	w.probes[id] = pr
-	cc := *c
-	pr.wg.Go(func() { w.probe(ctx, &cc, id) })
+	cc, grace := *c, spec.TerminationGrace
+	pr.wg.Go(func() { w.probe(ctx, &cc, id, grace) })
 }
 
 func (w *worker) stopProbe(id ContainerID) {
@@ -74,7 +74,8 @@ func (w *worker) stopProbes() {
 	}
 }
 
-func (w *worker) probe(ctx context.Context, c *Container, id ContainerID) {
+// probe runs the probes of one incarnation until ctx ends.
+func (w *worker) probe(ctx context.Context, c *Container, id ContainerID, grace time.Duration) {
 	set := func(fn func(*ContainerStatus)) {
 		w.updateContainer(c.Name, func(s *ContainerStatus) {
 			if s.ID == id && s.State == RunningNow {
@@ -83,21 +84,30 @@ func (w *worker) probe(ctx context.Context, c *Container, id ContainerID) {
 		})
 		w.poke()
 	}
-	restart := func(kind, message string) {
-		w.note(c.Name, true, "Unhealthy", kind+" probe failed: "+message)
-		w.note(c.Name, false, "Killing", "container "+c.Name+" failed its "+kind+" probe; it is started again")
-		w.mu.Lock()
-		w.restarted[c.Name] = true
-		w.mu.Unlock()
-		w.poke()
+	watch := func(kind string, p *Probe, eager bool, decided func(ok bool) bool) {
+		s := probe.Schedule{InitialDelay: p.InitialDelay, Period: p.Period, Timeout: p.Timeout,
+			SuccessThreshold: p.SuccessThreshold, FailureThreshold: p.FailureThreshold, Eager: eager}
+		probe.Watch(ctx, s, w.container(c.Name).StartedAt,
+			func(ctx context.Context) probe.Outcome { return w.check(ctx, c, &p.Action) },
+			func(message string) { w.note(c.Name, true, "Unhealthy", kind+" probe failed: "+message) },
+			func(ok bool, _ string) bool { return decided(ok) })
+	}
+	restart := func(kind string, p *Probe) {
+		w.note(c.Name, false, "Killing", "container "+c.Name+" failed its "+kind+" probe; it is ended")
+		if p.TerminationGrace > 0 {
+			grace = p.TerminationGrace
+		}
+		w.restart(c, grace)
 	}
 	if c.Startup != nil && !w.container(c.Name).Started {
-		ok, message := w.until(ctx, c, c.Startup, true)
-		if ctx.Err() != nil {
-			return
-		}
-		if !ok {
-			restart("startup", message)
+		passed := false
+		watch("startup", c.Startup, true, func(ok bool) bool {
+			if passed = ok; !ok {
+				restart("startup", c.Startup)
+			}
+			return false
+		})
+		if !passed {
 			return
 		}
 	}
@@ -111,65 +121,21 @@ func (w *worker) probe(ctx context.Context, c *Container, id ContainerID) {
 	defer wg.Wait()
 	if c.Readiness != nil {
 		wg.Go(func() {
-			for ctx.Err() == nil {
-				if ok, _ := w.until(ctx, c, c.Readiness, true); ok {
-					set(func(s *ContainerStatus) { s.Ready = true })
-				} else if ctx.Err() == nil {
-					continue
-				}
-				ok, message := w.until(ctx, c, c.Readiness, false)
-				if ok || ctx.Err() != nil {
-					continue
-				}
-				w.note(c.Name, true, "Unhealthy", "readiness probe failed: "+message)
-				set(func(s *ContainerStatus) { s.Ready = false })
-			}
+			watch("readiness", c.Readiness, true, func(ok bool) bool {
+				set(func(s *ContainerStatus) { s.Ready = ok })
+				return true
+			})
 		})
 	}
 	if c.Liveness != nil {
 		wg.Go(func() {
-			if _, message := w.until(ctx, c, c.Liveness, false); ctx.Err() == nil {
-				restart("liveness", message)
-			}
+			watch("liveness", c.Liveness, false, func(ok bool) bool {
+				if !ok {
+					restart("liveness", c.Liveness)
+				}
+				return ok
+			})
 		})
-	}
-}
-
-// until asks again and again: with good, until the probe has succeeded as often in a
-// row as it must, or failed as often as it may; without, until it has failed that often.
-func (w *worker) until(ctx context.Context, c *Container, p *Probe, good bool) (ok bool, message string) {
-	succeeded, failed := 0, 0
-	delay := p.InitialDelay
-	if st := w.container(c.Name); !st.StartedAt.IsZero() {
-		delay = max(0, p.InitialDelay-time.Since(st.StartedAt))
-	}
-	if delay == 0 && !good {
-		delay = p.Period
-	}
-	for {
-		select {
-		case <-time.After(delay):
-		case <-ctx.Done():
-			return false, ""
-		}
-		delay = max(p.Period, 100*time.Millisecond)
-		once, cancel := context.WithTimeout(ctx, max(p.Timeout, 100*time.Millisecond))
-		passed, msg := w.check(once, c, &p.Action)
-		cancel()
-		if ctx.Err() != nil {
-			return false, ""
-		}
-		if passed {
-			succeeded, failed = succeeded+1, 0
-			if good && succeeded >= max(1, p.SuccessThreshold) {
-				return true, ""
-			}
-			continue
-		}
-		succeeded, failed, message = 0, failed+1, msg
-		if failed >= max(1, p.FailureThreshold) {
-			return false, message
-		}
 	}
 }
 
@@ -186,8 +152,8 @@ func port(c *Container, r PortRef) (uint16, error) {
 	return 0, errs.New(errs.Invalid, "container %s has no port named %q", c.Name, r.Name)
 }
 
-// check carries out one action of a probe.
-func (w *worker) check(ctx context.Context, c *Container, a *Action) (bool, string) {
+// check carries out one action of a probe or a hook.
+func (w *worker) check(ctx context.Context, c *Container, a *Action) probe.Outcome {
 	check := probe.Check{Exec: a.Exec}
 	var err error
 	switch {
@@ -206,7 +172,7 @@ func (w *worker) check(ctx context.Context, c *Container, a *Action) (bool, stri
 		check.GRPC.Port, err = port(c, a.GRPC.Port)
 	}
 	if err != nil {
-		return false, err.Error()
+		return probe.Outcome{Message: err.Error()}
 	}
 	return probe.Run(ctx, check, w.target(c))
 }
@@ -285,21 +251,31 @@ func dialHere(ctx context.Context, network, addr string) (net.Conn, error) {
 	return net.FileConn(f)
 }
 
-// hook runs a lifecycle hook.
-func (w *worker) hook(ctx context.Context, c *Container, a *Action) error {
+// hook runs a lifecycle hook of an incarnation. It ends with its container: there is
+// nothing left to prepare, or to wait for, then.
+func (w *worker) hook(ctx context.Context, c *Container, id ContainerID, a *Action) probe.Outcome {
+	within, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		w.p.runtime.wait(within, string(id))
+		cancel()
+	})
+	var o probe.Outcome
 	if a.Sleep > 0 {
 		select {
 		case <-time.After(a.Sleep):
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
+			o.OK = true
+		case <-within.Done():
 		}
+	} else {
+		o = w.check(within, c, a)
 	}
-	ok, message := w.check(ctx, c, a)
-	if !ok {
-		return fmt.Errorf("hook of container %s: %s", c.Name, message)
+	if !o.OK && within.Err() != nil && ctx.Err() == nil { // the container has ended
+		o = probe.Outcome{OK: true}
 	}
-	return nil
+	cancel()
+	wg.Wait()
+	return o
 }
 
 // execOutput runs a command in the container and returns what it printed, up to 10 KiB.

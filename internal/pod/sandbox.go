@@ -33,7 +33,7 @@ var (
 
 // nsPath is where a pinned namespace of the pod is; "" where the pod has the host's.
 func (w *worker) nsPath(kind namespace.Kind) string {
-	spec := &w.m.Spec
+	spec := w.spec()
 	if kind == namespace.IPC && spec.HostIPC || kind != namespace.IPC && spec.HostNetwork {
 		return ""
 	}
@@ -80,7 +80,7 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 	}
 	faultSandboxPinned.Hit()
 	if !spec.HostNetwork {
-		ips, err := w.p.o.Network.Attach(ctx, w.m.ID, w.nsPath(namespace.Net), portMappings(spec))
+		ips, err := w.p.o.Network.Attach(ctx, w.id, w.nsPath(namespace.Net), portMappings(spec))
 		if err != nil {
 			return fmt.Errorf("attach the pod to the network: %w", err)
 		}
@@ -214,11 +214,11 @@ func (w *worker) teardown(ctx context.Context) error {
 		return err
 	}
 	faultStopContainers.Hit()
-	if err := w.p.o.Network.Detach(ctx, w.m.ID); err != nil {
+	if err := w.p.o.Network.Detach(ctx, w.id); err != nil {
 		return err
 	}
 	faultStopNetwork.Hit()
-	if err := w.p.o.Volumes.UnpublishAll(ctx, w.m.ID); err != nil {
+	if err := w.p.o.Volumes.UnpublishAll(ctx, w.id); err != nil {
 		return err
 	}
 	faultStopVolumes.Hit()

@@ -41,16 +41,19 @@ const (
 
 // ContainerStatus is what is known of a container.
 type ContainerStatus struct {
-	Name                  string
-	Init                  bool        // of the pod's init containers, sidecars included
-	ID                    ContainerID // of the present incarnation; "" before the first
-	Image                 string      // as asked for
-	ImageID               string
-	State                 ContainerState
-	Reason                string // ContainerCreating, ImagePullBackOff, CrashLoopBackOff, Completed, Error, OOMKilled, …
-	Message               string
-	Ready                 bool
-	Started               bool // its startup probe, if it has one, has passed
+	Name    string
+	Init    bool        // of the pod's init containers, sidecars included
+	ID      ContainerID // of the present incarnation; "" before the first
+	Image   string      // as asked for
+	ImageID string
+	State   ContainerState
+	Reason  string // ContainerCreating, ImagePullBackOff, CrashLoopBackOff, Completed, Error, OOMKilled, …
+	Message string
+	Ready   bool
+	Started bool // its startup probe, if it has one, has passed
+	// HookPending: its postStart hook has not come to its end. A daemon that finds it so
+	// runs the hook again.
+	HookPending           bool `json:",omitempty"`
 	Restarts              int
 	PID                   int
 	StartedAt, FinishedAt time.Time

@@ -23,9 +23,47 @@ type volume struct {
 	readOnly bool
 }
 
+// showsConfiguration tells of a volume whose files are made of config maps, secrets or
+// the pod's own fields.
+func (v *Volume) showsConfiguration() bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.Downward != nil || v.Projected != nil
+}
+
+// shows tells whether the volume shows that config map or secret.
+func (v *Volume) shows(secret bool, name string) bool {
+	is := func(s *FileSource, kind bool) bool { return s != nil && kind == secret && s.Name == name }
+	return is(v.ConfigMap, false) || is(v.Secret, true) || v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s ProjectedSource) bool {
+		return is(s.ConfigMap, false) || is(s.Secret, true)
+	})
+}
+
+// refreshVolumes brings what running containers see of config maps, secrets and the pod's
+// labels up to date. What was deleted meanwhile stays as it was seen last, as in
+// Kubernetes.
+func (w *worker) refreshVolumes(ctx context.Context, spec *Spec) {
+	w.mu.Lock()
+	stale := w.stale
+	w.stale = false
+	w.mu.Unlock()
+	if !stale {
+		return
+	}
+	for i := range spec.Volumes {
+		v := &spec.Volumes[i]
+		if !v.showsConfiguration() {
+			continue
+		}
+		if _, err := w.prepareVolume(ctx, spec, v); err != nil && !isGone(err) {
+			w.note("", true, "FailedMount", "volume "+v.Name+" could not be brought up to date: "+err.Error())
+		}
+	}
+}
+
 // prepareVolume makes the volume and returns where it is. It is idempotent; config
 // maps and secrets are brought up to date.
 func (w *worker) prepareVolume(ctx context.Context, spec *Spec, v *Volume) (volume, error) {
+	w.volumes.Lock()
+	defer w.volumes.Unlock()
 	dir := filepath.Join(w.runDir(), "volumes", v.Name)
 	switch {
 	case v.EmptyDir != nil && v.EmptyDir.Memory:
@@ -38,18 +76,22 @@ func (w *worker) prepareVolume(ctx context.Context, spec *Spec, v *Volume) (volu
 		}
 		return volume{path: dir}, w.own(spec, dir, true)
 	case v.EmptyDir != nil:
-		dir = filepath.Join(w.diskDir(), "volumes", v.Name)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return volume{}, err
+		parent := filepath.Join(w.diskDir(), "volumes")
+		if v.EmptyDir.SizeBytes > 0 {
+			var err error
+			if parent, err = w.p.o.Volumes.PublishScratch(ctx, w.id, v.Name, v.EmptyDir.SizeBytes); err != nil {
+				return volume{}, err
+			}
 		}
-		if err := os.Chmod(dir, 0o777); err != nil {
+		dir = filepath.Join(parent, v.Name)
+		if err := makeOpen(dir); err != nil {
 			return volume{}, err
 		}
 		return volume{path: dir}, w.own(spec, dir, true)
 	case v.HostPath != nil:
 		return volume{path: v.HostPath.Path}, checkHostPath(v.HostPath)
 	case v.Claim != nil:
-		path, block, err := w.p.o.Volumes.Publish(ctx, spec.Namespace, v.Claim.Name, w.m.ID, v.Claim.ReadOnly)
+		path, block, err := w.p.o.Volumes.Publish(ctx, spec.Namespace, v.Claim.Name, w.id, v.Claim.ReadOnly)
 		if err != nil {
 			return volume{}, err
 		}
@@ -90,6 +132,22 @@ func (w *worker) prepareVolume(ctx context.Context, spec *Spec, v *Volume) (volu
 		gid = int(*g)
 	}
 	return volume{path: dir, readOnly: true}, writeFiles(dir, files, gid)
+}
+
+// makeOpen makes a directory that everybody may write to. One that is there keeps the
+// mode that a container may have given it.
+func makeOpen(dir string) error {
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	fresh := filepath.Join(filepath.Dir(dir), ".fresh")
+	if err := os.MkdirAll(fresh, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(fresh, 0o777); err != nil { // whatever the umask says
+		return err
+	}
+	return os.Rename(fresh, dir)
 }
 
 func cmpMode(mode, otherwise uint32) uint32 {

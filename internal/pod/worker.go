@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,8 +40,12 @@ func newState(m *manifest) state {
 // worker looks after one pod.
 type worker struct {
 	p    *Pods
+	key  Key
+	id   ID            // of this incarnation
 	wake chan struct{} // holds one token
 	gone chan struct{} // closed when the pod is no more
+
+	volumes sync.Mutex // held while they are made or written: containers start side by side
 
 	mu     sync.Mutex
 	m      manifest
@@ -49,18 +54,15 @@ type worker struct {
 	probes map[ContainerID]*probing
 	tries  map[string]retry // of what failed, by what it was
 
-	restarted map[string]bool // containers to restart, by name: a probe asks
-}
-
-// retry is how often something failed, and when it may be tried again.
-type retry struct {
-	n    int
-	next time.Time
+	restarts map[string]time.Duration // containers to restart, by name, with the grace of their end
+	hooked   map[ContainerID]bool     // whose preStop hook has begun
+	stale    bool                     // configuration that its volumes show may have changed
 }
 
 func newWorker(p *Pods, m manifest, st state) *worker {
-	return &worker{p: p, m: m, st: st, wake: make(chan struct{}, 1), gone: make(chan struct{}),
-		probes: make(map[ContainerID]*probing), tries: make(map[string]retry), restarted: make(map[string]bool)}
+	return &worker{p: p, key: m.Spec.Key, id: m.ID, m: m, st: st, wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		probes: make(map[ContainerID]*probing), tries: make(map[string]retry),
+		restarts: make(map[string]time.Duration), hooked: make(map[ContainerID]bool)}
 }
 
 // poke makes the worker look again.
@@ -87,6 +89,13 @@ func (w *worker) spec() Spec {
 	return w.m.Spec
 }
 
+// wanted returns what the pod is to be, and whether it has come to its end.
+func (w *worker) wanted() (spec Spec, ended bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.m.Spec, w.m.Done != nil
+}
+
 // run looks after the pod until it is gone or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	defer w.stopProbes()
@@ -95,15 +104,12 @@ func (w *worker) run(ctx context.Context) {
 		w.mu.Lock()
 		deleting, done := !w.m.DeletedAt.IsZero(), w.m.Done != nil
 		w.cancel = cancel
-		if deleting {
-			w.cancel = nil
-		}
 		w.mu.Unlock()
 		var next time.Duration
 		var err error
 		switch {
 		case deleting:
-			if err = w.destroy(ctx); err == nil {
+			if err = w.destroy(op); err == nil {
 				cancel()
 				return
 			}
@@ -115,7 +121,7 @@ func (w *worker) run(ctx context.Context) {
 		}
 		cancel()
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
-			w.p.log.Error("a pod could not be brought further; trying again", "pod", w.m.Spec.Key, "error", err)
+			w.p.log.Error("a pod could not be brought further; trying again", "pod", w.key, "error", err)
 		}
 		timer := time.NewTimer(next)
 		select {
@@ -134,8 +140,7 @@ const idle = time.Minute
 func (w *worker) step(ctx context.Context) (time.Duration, error) {
 	spec := w.spec()
 	if d := spec.ActiveDeadline; d > 0 && !w.st.StartedAt.IsZero() && time.Since(w.st.StartedAt) > d {
-		w.stopContainers(ctx, spec.TerminationGrace)
-		return idle, w.finish(ctx, Failed, "DeadlineExceeded", fmt.Sprintf("the pod was active longer than its deadline of %s", d))
+		return idle, w.finish(ctx, &spec, Failed, "DeadlineExceeded", fmt.Sprintf("the pod was active longer than its deadline of %s", d))
 	}
 	if wait := w.waiting("sandbox"); wait > 0 {
 		return wait, nil
@@ -148,7 +153,8 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 		w.update(func(st *state) { st.Reason, st.Message = "FailedCreatePodSandBox", err.Error() })
 		return w.later("sandbox", time.Second, 30*time.Second), nil
 	}
-	delete(w.tries, "sandbox")
+	w.succeeded("sandbox")
+	w.refreshVolumes(ctx, &spec)
 
 	next := idle
 	sooner := func(d time.Duration) { next = min(next, max(d, time.Millisecond)) }
@@ -170,8 +176,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 			}
 		} else if st.State != Terminated || st.ExitCode != 0 {
 			if st.State == Terminated && policyOf(&spec, c) == RestartNever {
-				w.stopContainers(ctx, spec.TerminationGrace)
-				return idle, w.finish(ctx, Failed, "Init:Error", fmt.Sprintf("init container %s ended with %d", c.Name, st.ExitCode))
+				return idle, w.finish(ctx, &spec, Failed, "Init:Error", fmt.Sprintf("init container %s ended with %d", c.Name, st.ExitCode))
 			}
 			initialized = false
 		}
@@ -199,8 +204,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	if phase, reason, ended := w.conclude(&spec); ended {
-		w.stopContainers(ctx, spec.TerminationGrace) // sidecars
-		return idle, w.finish(ctx, phase, reason, "")
+		return idle, w.finish(ctx, &spec, phase, reason, "")
 	}
 	if d := spec.ActiveDeadline; d > 0 {
 		sooner(time.Until(w.st.StartedAt.Add(d)))
@@ -244,8 +248,12 @@ func (w *worker) conclude(spec *Spec) (phase Phase, reason string, ended bool) {
 	return phase, reason, true
 }
 
-// finish records that the pod has come to its end by itself.
-func (w *worker) finish(ctx context.Context, phase Phase, reason, message string) error {
+// finish ends what still runs, sidecars say, and records that the pod has come to its
+// end by itself.
+func (w *worker) finish(ctx context.Context, spec *Spec, phase Phase, reason, message string) error {
+	if err := w.stopContainers(ctx, spec.TerminationGrace); err != nil {
+		return err
+	}
 	w.update(func(st *state) { st.Phase, st.Reason, st.Message = phase, reason, message })
 	if err := w.teardown(ctx); err != nil {
 		return err
@@ -267,14 +275,9 @@ func (w *worker) destroy(ctx context.Context) error {
 	w.mu.Lock()
 	m := w.m
 	w.mu.Unlock()
-	grace := m.Spec.TerminationGrace
-	if m.Grace != nil {
-		grace = *m.Grace
-	}
-	grace = max(0, grace-time.Since(m.DeletedAt)) // what a daemon before us has waited counts
-	w.stopContainers(ctx, grace)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	grace := max(0, m.grace()-time.Since(m.DeletedAt)) // what a daemon before us has waited counts
+	if err := w.stopContainers(ctx, grace); err != nil {
+		return err
 	}
 	if err := w.teardown(ctx); err != nil {
 		return err
@@ -309,6 +312,13 @@ func (w *worker) container(name string) ContainerStatus {
 	return ContainerStatus{}
 }
 
+// has tells whether a container of the keeper is of this pod.
+func (w *worker) has(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.st.Containers, func(c ContainerStatus) bool { return string(c.ID) == id })
+}
+
 // update changes the state and records it.
 func (w *worker) update(fn func(*state)) error {
 	w.mu.Lock()
@@ -318,7 +328,7 @@ func (w *worker) update(fn func(*state)) error {
 	if before == canonicalState(w.st) {
 		return nil
 	}
-	return w.p.states.Put(w.m.Spec.Key.String(), w.st)
+	return w.p.states.Put(w.key.String(), w.st)
 }
 
 func (w *worker) updateContainer(name string, fn func(*ContainerStatus)) error {
@@ -340,7 +350,7 @@ func (w *worker) status() Pod {
 		pod.DeletedAt = w.m.DeletedAt
 		return pod
 	}
-	pod := Pod{ID: w.m.ID, Spec: w.m.Spec, Phase: w.st.Phase, Reason: w.st.Reason, Message: w.st.Message, IPs: w.st.IPs,
+	pod := Pod{ID: w.id, Spec: w.m.Spec, Phase: w.st.Phase, Reason: w.st.Reason, Message: w.st.Message, IPs: w.st.IPs,
 		CreatedAt: w.m.CreatedAt, StartedAt: w.st.StartedAt, DeletedAt: w.m.DeletedAt, Ready: w.st.Phase == Running}
 	pod.Containers = append(pod.Containers, w.st.Containers...)
 	for _, c := range pod.Containers {
@@ -359,40 +369,16 @@ func (w *worker) status() Pod {
 
 // note records an event of the pod.
 func (w *worker) note(container string, warning bool, reason, message string) {
-	w.p.events.add(Event{Warning: warning, Reason: reason, Message: message, Pod: w.m.Spec.Key, PodID: w.m.ID, Container: container})
+	w.p.events.add(Event{Warning: warning, Reason: reason, Message: message, Pod: w.key, PodID: w.id, Container: container})
 }
 
-// later notes a failure and returns how long to wait before the next try: first,
-// then twice as long each time, up to most.
-func (w *worker) later(what string, first, most time.Duration) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := w.tries[what]
-	d := min(most, first<<min(r.n, 20))
-	w.tries[what] = retry{r.n + 1, time.Now().Add(d)}
-	return d
-}
-
-// waiting returns how long a failure before still holds back the next try.
-func (w *worker) waiting(what string) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return time.Until(w.tries[what].next)
-}
-
-func (w *worker) succeeded(what string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.tries, what)
-}
-
-func (w *worker) runDir() string  { return filepath.Join(w.p.o.Run, "pods", string(w.m.ID)) }
-func (w *worker) diskDir() string { return filepath.Join(w.p.o.Root, "pods", string(w.m.ID)) }
+func (w *worker) runDir() string  { return filepath.Join(w.p.o.Run, "pods", string(w.id)) }
+func (w *worker) diskDir() string { return filepath.Join(w.p.o.Root, "pods", string(w.id)) }
 func (w *worker) logDir() string {
-	return filepath.Join(w.p.o.Root, "logs", fmt.Sprintf("%s_%s_%s", w.m.Spec.Namespace, w.m.Spec.Name, w.m.ID))
+	return filepath.Join(w.p.o.Root, "logs", fmt.Sprintf("%s_%s_%s", w.key.Namespace, w.key.Name, w.id))
 }
-func (w *worker) group() string   { return filepath.Join(w.p.o.CgroupParent, "pod"+string(w.m.ID)) }
-func (w *worker) pauseID() string { return "pause-" + string(w.m.ID) }
+func (w *worker) group() string   { return filepath.Join(w.p.o.CgroupParent, "pod"+string(w.id)) }
+func (w *worker) pauseID() string { return "pause-" + string(w.id) }
 
 // lost is the end of a container that nobody saw.
 var lost = keeper.Exit{Code: 255}

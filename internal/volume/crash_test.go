@@ -91,6 +91,14 @@ func (c *crasher) check() {
 	if err != nil {
 		t.Fatal(err)
 	}
+	scratch, err := c.Scratch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(scratch) > 0 && c.ack["raw-gone"] {
+		t.Errorf("scratch space outlives its holder: %+v", scratch)
+	}
+	claims = append(claims, scratch...)
 	images := map[volume.ID]bool{}
 	entries, err := os.ReadDir(filepath.Join(c.opts.Run, "volume/pool/volumes"))
 	if err != nil {

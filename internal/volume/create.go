@@ -96,7 +96,7 @@ func (v *Volumes) make(ctx context.Context, r record) error {
 	}
 	defer dev.Close()
 	faultCreateAttached.Hit()
-	if err := format(ctx, dev.Path, r.Volume, r.Name); err != nil {
+	if err := format(ctx, dev.Path, r); err != nil {
 		return err
 	}
 	faultCreateFormatted.Hit()

@@ -24,13 +24,16 @@ var (
 )
 
 // format makes the filesystem of a new volume. It has the volume's UUID, so that a
-// mount can tell that it is the right one.
-func format(ctx context.Context, device string, id ID, name string) error {
-	u, err := uuid.Parse(string(id))
+// mount can tell that it is the right one. Scratch space needs no journal: it does not outlive
+// the machine.
+func format(ctx context.Context, device string, r record) error {
+	u, err := uuid.Parse(string(r.Volume))
 	if err != nil {
 		return err
 	}
-	if err := ext4.Make(ctx, device, ext4.Options{UUID: u, Label: name[:min(len(name), 16)], Zeroed: true}); err != nil {
+	_, scratch := r.scratchHolder()
+	o := ext4.Options{UUID: u, Label: r.Name[:min(len(r.Name), 16)], Zeroed: true, NoJournal: scratch}
+	if err := ext4.Make(ctx, device, o); err != nil {
 		return err
 	}
 	return syncDevice(device)

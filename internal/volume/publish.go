@@ -216,7 +216,7 @@ func (v *Volumes) stillMounted(id ID) bool {
 	return err != nil || mounted
 }
 
-// UnpublishAll ends every use by the holder.
+// UnpublishAll ends every use by the holder, and deletes its scratch space.
 func (v *Volumes) UnpublishAll(ctx context.Context, holderID string) error {
 	all, err := v.held.All()
 	if err != nil {
@@ -229,5 +229,8 @@ func (v *Volumes) UnpublishAll(ctx context.Context, holderID string) error {
 			bad = append(bad, v.Unpublish(ctx, ns, name, holderID))
 		}
 	}
-	return errors.Join(bad...)
+	if err := errors.Join(bad...); err != nil {
+		return err
+	}
+	return v.dropScratch(ctx, func(id string) bool { return id == holderID })
 }

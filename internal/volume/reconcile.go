@@ -158,6 +158,7 @@ func (v *Volumes) Reconcile(ctx context.Context, live map[string]bool) error {
 			}
 		}
 	}
+	bad = append(bad, v.dropScratch(ctx, func(id string) bool { return !live[id] }))
 	bad = append(bad, v.replay(ctx), v.sweep(ctx))
 	if err := errors.Join(bad...); err != nil {
 		return fmt.Errorf("reconcile volumes: %w", err)

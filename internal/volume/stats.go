@@ -25,6 +25,7 @@ type Stats struct {
 	ReserveBytes    int64
 	Claims          int
 	Published       int // claims that somebody holds
+	Scratch         int // volumes that go with their pod
 }
 
 // Stats describes the pool, for metrics and `orlop system df`.
@@ -47,24 +48,39 @@ func (v *Volumes) Stats(ctx context.Context) (Stats, error) {
 	}
 	s := Stats{
 		Pool: v.pool.Kind(), CapacityBytes: space.CapacityBytes, UsedBytes: space.UsedBytes, FreeBytes: space.FreeBytes,
-		HostFreeBytes: host, ReserveBytes: v.o.ReserveBytes, Claims: len(claims), Published: len(held),
+		HostFreeBytes: host, ReserveBytes: v.o.ReserveBytes,
 	}
-	for _, r := range claims {
+	for key, r := range claims {
 		s.PromisedBytes += r.promised()
+		if _, ok := r.scratchHolder(); ok {
+			s.Scratch++
+			continue
+		}
+		s.Claims++
+		if len(held[key].Holders) > 0 {
+			s.Published++
+		}
 	}
 	s.PromisableBytes = max(0, int64(float64(s.CapacityBytes)*v.o.Overcommit)-s.PromisedBytes)
 	return s, nil
 }
 
 // Claims returns every claim, sorted by namespace and name.
-func (v *Volumes) Claims(ctx context.Context) ([]Claim, error) {
+func (v *Volumes) Claims(ctx context.Context) ([]Claim, error) { return v.list(ctx, false) }
+
+// Scratch returns every scratch space as the claim that it is kept as.
+func (v *Volumes) Scratch(ctx context.Context) ([]Claim, error) { return v.list(ctx, true) }
+
+func (v *Volumes) list(ctx context.Context, scratch bool) ([]Claim, error) {
 	all, err := v.claims.All()
 	if err != nil {
 		return nil, err
 	}
-	list := make([]Claim, 0, len(all))
+	var list []Claim
 	for _, r := range all {
-		list = append(list, v.describe(ctx, r))
+		if _, is := r.scratchHolder(); is == scratch {
+			list = append(list, v.describe(ctx, r))
+		}
 	}
 	slices.SortFunc(list, func(a, b Claim) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))

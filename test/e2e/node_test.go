@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "the end-to-end tests use namespaces, mounts and control groups: run as root (make test)")
 		os.Exit(1)
 	}
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits a second at its end
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "orlop-e2e-bin-")
 		if err != nil {
@@ -48,6 +49,7 @@ func TestMain(m *testing.M) {
 			{"orlop-keeper", "cmd/orlop-keeper", "0", ""},
 			{"orlop-init", "cmd/orlop-init", "0", ""},
 			{"notes", "examples/notes", "0", ""},
+			{"tool", "test/e2e/testdata/tool", "0", ""},
 		} {
 			args := []string{"build", "-tags", "faults", "-o", filepath.Join(dir, b.out)}
 			if b.flags != "" {

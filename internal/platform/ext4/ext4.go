@@ -24,6 +24,9 @@ type Options struct {
 	// Zeroed says that the device reads as zeros where it was never written, so
 	// that inode tables and journal need no zeroing, now or in the background.
 	Zeroed bool
+	// NoJournal is for what need not outlive the machine: it saves the journal's space and
+	// writes.
+	NoJournal bool
 }
 
 // noPrezeroed is set where mkfs.ext4 is older than 1.47 and does not know the option.
@@ -45,8 +48,11 @@ func Make(ctx context.Context, path string, o Options) error {
 		if prezeroed {
 			ext = "nodiscard,assume_storage_prezeroed=1"
 		}
-		out, _, err := run(ctx, "mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-e", "remount-ro",
-			"-U", o.UUID.String(), "-L", o.Label, "-E", ext, path)
+		args := []string{"-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-e", "remount-ro", "-U", o.UUID.String(), "-L", o.Label, "-E", ext}
+		if o.NoJournal {
+			args = append(args, "-O", "^has_journal")
+		}
+		out, _, err := run(ctx, "mkfs.ext4", append(args, path)...)
 		if err == nil {
 			return nil
 		}

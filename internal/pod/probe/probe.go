@@ -5,6 +5,7 @@ package probe
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 // Check is what to do. Exactly one field is set.
@@ -59,31 +62,37 @@ const maxBody = 10 << 10
 // maxRedirects is how many redirects are followed before they are taken for a loop.
 const maxRedirects = 10
 
-// Run carries the check out within ctx, and says in message why it failed.
-func Run(ctx context.Context, c Check, t Target) (ok bool, message string) {
+// Run carries the check out within ctx. An Exec that is errs.Unavailable could not be
+// tried, which says nothing of the container.
+func Run(ctx context.Context, c Check, t Target) Outcome {
+	outcome := func(ok bool, message string) Outcome { return Outcome{OK: ok, Message: message} }
 	switch {
 	case c.HTTP != nil:
-		return runHTTP(ctx, c.HTTP, t)
+		return outcome(runHTTP(ctx, c.HTTP, t))
 	case c.TCP != nil:
 		conn, err := t.Dial(ctx, "tcp", t.join(c.TCP.Host, c.TCP.Port))
 		if err != nil {
-			return false, err.Error()
+			return outcome(false, err.Error())
 		}
 		conn.Close()
-		return true, ""
+		return outcome(true, "")
 	case c.GRPC != nil:
-		return runGRPC(ctx, c.GRPC, t)
+		return outcome(runGRPC(ctx, c.GRPC, t))
 	case len(c.Exec) > 0:
 		code, out, err := t.Exec(ctx, c.Exec)
-		if err != nil {
-			return false, err.Error()
+		switch {
+		case errors.Is(err, errs.Unavailable):
+			return Outcome{Unknown: true, Message: err.Error()}
+		case errors.Is(err, context.DeadlineExceeded):
+			return outcome(false, "the command did not end in time")
+		case err != nil:
+			return outcome(false, err.Error())
+		case code != 0:
+			return outcome(false, fmt.Sprintf("the command ended with %d: %s", code, strings.TrimSpace(string(out))))
 		}
-		if code != 0 {
-			return false, fmt.Sprintf("the command ended with %d: %s", code, strings.TrimSpace(string(out)))
-		}
-		return true, ""
+		return outcome(true, "")
 	}
-	return false, "the check says nothing to do"
+	return outcome(false, "the check says nothing to do")
 }
 
 func (t Target) join(host string, port uint16) string {

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 func TestRun(t *testing.T) {
@@ -67,8 +69,13 @@ func TestRun(t *testing.T) {
 
 	target := Target{Addr: "127.0.0.1", Dial: (&net.Dialer{}).DialContext,
 		Exec: func(_ context.Context, argv []string) (int, []byte, error) {
-			if argv[0] == "broken" {
+			switch argv[0] {
+			case "broken":
 				return 0, nil, errors.New("cannot be run")
+			case "away":
+				return 0, nil, errs.New(errs.Unavailable, "nobody runs it")
+			case "slow":
+				return 0, nil, context.DeadlineExceeded
 			}
 			return len(argv) - 1, []byte("said this"), nil
 		}}
@@ -98,14 +105,16 @@ func TestRun(t *testing.T) {
 		{"exec", Check{Exec: []string{"true"}}, ""},
 		{"exec fails", Check{Exec: []string{"a", "b"}}, "ended with 1: said this"},
 		{"exec broken", Check{Exec: []string{"broken"}}, "cannot be run"},
+		{"exec takes too long", Check{Exec: []string{"slow"}}, "in time"},
+		{"exec cannot be tried", Check{Exec: []string{"away"}}, "nobody runs it"},
 		{"nothing", Check{}, "nothing to do"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
-			ok, msg := Run(ctx, tt.c, target)
-			if ok != (tt.want == "") || !strings.Contains(msg, tt.want) {
-				t.Errorf("%v, %q", ok, msg)
+			o := Run(ctx, tt.c, target)
+			if o.OK != (tt.want == "") || !strings.Contains(o.Message, tt.want) || o.Unknown != (tt.name == "exec cannot be tried") {
+				t.Errorf("%+v", o)
 			}
 		})
 	}

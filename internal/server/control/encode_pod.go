@@ -43,7 +43,7 @@ func encodePod(p *pod.Pod, object bool) (*orlopv1.Pod, error) {
 		spec := specOf(p, st)
 		c := &orlopv1.Container{
 			Name: st.Name, Role: orlopv1.Container_ROLE_APP, Image: st.Image, ImageId: st.ImageID, Id: string(st.ID),
-			State: string(st.State), Reason: st.Reason, Message: st.Message, Ready: st.Ready, Started: st.Started,
+			State: string(shownState(st)), Reason: st.Reason, Message: st.Message, Ready: st.Ready, Started: st.Started,
 			Restarts: int32(st.Restarts), Pid: int32(st.PID), StartedAt: stamp(st.StartedAt), FinishedAt: stamp(st.FinishedAt),
 			ExitCode: int32(st.ExitCode), Signal: int32(st.Signal),
 		}
@@ -191,6 +191,15 @@ func podObject(p *pod.Pod) *corev1.Pod {
 	return o
 }
 
+// shownState is the container's, but that of one which ended and waits to be started again
+// is waiting, as Kubernetes has it: how it ended is its last state.
+func shownState(c *pod.ContainerStatus) pod.ContainerState {
+	if c.State == pod.Terminated && c.Reason == "CrashLoopBackOff" {
+		return pod.Waiting
+	}
+	return c.State
+}
+
 func containerStatus(c *pod.ContainerStatus) corev1.ContainerStatus {
 	started := c.Started
 	o := corev1.ContainerStatus{
@@ -199,7 +208,7 @@ func containerStatus(c *pod.ContainerStatus) corev1.ContainerStatus {
 	if c.ID != "" {
 		o.ContainerID = "orlop://" + string(c.ID)
 	}
-	switch c.State {
+	switch shownState(c) {
 	case pod.RunningNow:
 		o.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.StartedAt)}
 	case pod.Terminated:

@@ -60,6 +60,7 @@ type Volumes interface {
 	DeleteClaim(ctx context.Context, namespace, name string) error
 	Claim(ctx context.Context, namespace, name string) (volume.Claim, error)
 	Claims(ctx context.Context) ([]volume.Claim, error)
+	Scratch(ctx context.Context) ([]volume.Claim, error)
 	Stats(ctx context.Context) (volume.Stats, error)
 	Trim(ctx context.Context) (int64, error)
 }

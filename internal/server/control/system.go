@@ -121,9 +121,20 @@ func (s system) DiskUsage(ctx context.Context, _ *connect.Request[orlopv1.DiskUs
 	if err != nil {
 		return nil, err
 	}
-	items := []*orlopv1.DiskUsageResponse_Item{im, {
-		What: "volumes", Count: int32(vs.Claims), Active: int32(vs.Published), SizeBytes: vs.UsedBytes, CapacityBytes: vs.CapacityBytes,
-	}}
+	vol := &orlopv1.DiskUsageResponse_Item{What: "volumes", Count: int32(vs.Claims), Active: int32(vs.Published), SizeBytes: vs.UsedBytes, CapacityBytes: vs.CapacityBytes}
+	items := []*orlopv1.DiskUsageResponse_Item{im, vol}
+	scratch, err := s.o.Volumes.Scratch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(scratch) > 0 { // it lies in the same pool
+		item := &orlopv1.DiskUsageResponse_Item{What: "scratch space", Count: int32(len(scratch)), Active: int32(len(scratch))}
+		for _, c := range scratch {
+			item.SizeBytes += c.UsedBytes
+		}
+		vol.SizeBytes = max(0, vol.SizeBytes-item.SizeBytes)
+		items = append(items, item)
+	}
 	for _, d := range []struct{ what, dir string }{{"containers", s.o.Facts.Containers}, {"logs", s.o.Facts.Logs}} {
 		if d.dir == "" {
 			continue

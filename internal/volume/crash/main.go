@@ -115,6 +115,20 @@ func work(ctx context.Context, v *volume.Volumes, acks string) error {
 			}
 			return write(filepath.Join(path, "file"), os.O_CREATE|os.O_TRUNC)
 		}},
+		{"scratch-written", func() error {
+			path, err := v.PublishScratch(ctx, "pod-1", "tmp", 16*mib)
+			if err != nil {
+				return err
+			}
+			return write(filepath.Join(path, "file"), os.O_CREATE|os.O_TRUNC)
+		}},
+		{"scratch-read", func() error {
+			path, err := v.PublishScratch(ctx, "pod-1", "tmp", 16*mib)
+			if err != nil {
+				return err
+			}
+			return read(filepath.Join(path, "file"))
+		}},
 		{"raw-created", func() error { return claim("raw", volume.Block, 16*mib) }},
 		{"raw-written", func() error {
 			path, err := v.Publish(ctx, "default", "raw", "pod-1", false)

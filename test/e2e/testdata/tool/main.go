@@ -64,6 +64,8 @@ func main() {
 		}
 	case "terminal":
 		terminal()
+	default:
+		pod(os.Args[1], arg)
 	}
 }
 
