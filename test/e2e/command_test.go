@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,13 +45,7 @@ func toolNode(t *testing.T) *node {
 	t.Helper()
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits a second at its end
 	n := newNode(t)
-	tool := filepath.Join(t.TempDir(), "tool")
-	cmd := exec.Command("go", "build", "-o", tool, "./testdata/tool")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the tool: %v: %s", err, out)
-	}
-	n.orlop("image", "pack", tool, "-t", "localhost/tool:1")
+	n.orlop("image", "pack", bin+"/tool", "-t", "localhost/tool:1")
 	if _, err := n.feed(toolPods, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}

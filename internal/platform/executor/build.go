@@ -30,11 +30,12 @@ type builder struct {
 	lo          bool
 	nullStreams uint64
 
-	// Mounts: early is before the pivot, late after it, last when all are there.
-	early, late, last plan.Plan
-	slots             uint64
-	ownDev            bool
-	propagation       uint64 // of bind mounts that say nothing
+	// Mounts: early is while the host's are peers, layers once they are not, late after the
+	// pivot, last when all are there.
+	early, layers, late, last plan.Plan
+	slots                     uint64
+	ownDev                    bool
+	propagation               uint64 // of bind mounts that say nothing
 }
 
 func newBuilder(g *cgroup.Group, stdin, stdout, stderr *os.File) *builder {
@@ -111,6 +112,7 @@ func (b *builder) container(c *Config) error {
 	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
 	// Nothing that happens from here on may reach the host's mounts.
 	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
+	b.plan.Ops = append(b.plan.Ops, b.layers.Ops...)
 	b.plan.Add(plan.Pivot, plan.N(0), at)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +13,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 var (
@@ -26,17 +27,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests need root: they make containers")
 		os.Exit(1)
 	}
-	dir, err := os.MkdirTemp("", "orlop-executor")
+	dir, remove, err := programs.Build(programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"})
 	if err != nil {
-		panic(err)
-	}
-	initPath = filepath.Join(dir, "orlop-init")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", initPath, "github.com/orlop-io/orlop/cmd/orlop-init")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build orlop-init: %v\n%s", err, out)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	initPath = filepath.Join(dir, "orlop-init")
 	if shared, err = New(Options{InitPath: initPath}); err != nil {
 		panic(err)
 	}
@@ -47,7 +43,7 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	shared.Close()
-	os.RemoveAll(dir)
+	remove()
 	os.Exit(code)
 }
 
