@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/image/imagetest"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 // steps are the acknowledgements of testdata/crash with the names that there are
@@ -40,10 +41,12 @@ var steps = []struct {
 // was acknowledged is lost, what is there is whole, and nothing else is there.
 func TestCrash(t *testing.T) {
 	work := t.TempDir()
-	bin := filepath.Join(work, "crash")
-	if out, err := exec.Command("go", "build", "-tags", "faults", "-o", bin, "./testdata/crash").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	built, remove, err := programs.Build(programs.Program{Package: "internal/image/testdata/crash", Tags: "faults"})
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(remove) // after the parallel tests
+	bin := filepath.Join(built, "crash")
 	out, err := exec.Command(bin, "points").Output()
 	if err != nil {
 		t.Fatal(err)

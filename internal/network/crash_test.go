@@ -15,6 +15,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/network"
 	"github.com/orlop-io/orlop/internal/network/networktest"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 // crasher is a host on which the helper runs, with two pods' namespaces and an uplink.
@@ -29,12 +30,12 @@ type crasher struct {
 
 func buildCrasher(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "crash")
-	cmd := exec.Command("go", "build", "-tags", "faults", "-o", bin, "./crash")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	dir, remove, err := programs.Build(programs.Program{Package: "internal/network/crash", Tags: "faults"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return bin
+	t.Cleanup(remove)
+	return filepath.Join(dir, "crash")
 }
 
 func newCrasher(t *testing.T, bin string) *crasher {

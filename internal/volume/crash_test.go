@@ -17,25 +17,20 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 	"github.com/orlop-io/orlop/internal/volume"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
-// crashDir holds the helper; TestMain removes it.
-var crashDir string
+// removeCrash removes the helper; TestMain calls it.
+var removeCrash = func() {}
 
-// crashBinary builds the helper once.
+// crashBinary builds the helper once. It has to be static: AllThreadsSyscall needs that.
 var crashBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "orlop-volume-crash")
+	dir, remove, err := programs.Build(programs.Program{Package: "internal/volume/crash", Tags: "faults"})
 	if err != nil {
 		return "", err
 	}
-	crashDir = dir
-	bin := filepath.Join(dir, "crash")
-	cmd := exec.Command("go", "build", "-tags", "faults", "-o", bin, "./crash")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // AllThreadsSyscall needs it
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New(string(out))
-	}
-	return bin, nil
+	removeCrash = remove
+	return filepath.Join(dir, "crash"), nil
 })
 
 // crasher is a node on which the helper runs.

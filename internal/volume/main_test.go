@@ -22,9 +22,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if crashDir != "" {
-		os.RemoveAll(crashDir)
-	}
+	removeCrash()
 	os.Exit(code)
 }
 

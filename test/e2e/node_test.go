@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/orlop-io/orlop/internal/platform/namespace"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 // bin is the directory of the binaries under test, built once by TestMain.
@@ -36,32 +37,20 @@ func TestMain(m *testing.M) {
 	}
 	os.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits a second at its end
 	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "orlop-e2e-bin-")
+		// The daemon has the race detector where the tests have it; what runs per container not.
+		dir, remove, err := programs.Build(
+			programs.Program{Package: "cmd/orlop", Tags: "faults", Race: true},
+			programs.Program{Package: "cmd/orlop-keeper", Tags: "faults"},
+			programs.Program{Package: "cmd/orlop-init", Tags: "faults"},
+			programs.Program{Package: "examples/notes"},
+			programs.Program{Package: "test/e2e/testdata/tool"},
+		)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
+		defer remove()
 		bin = dir
-		// The daemon is built with the race detector; what runs per container is not.
-		for _, b := range []struct{ out, pkg, cgo, flags string }{
-			{"orlop", "cmd/orlop", "1", "-race"},
-			{"orlop-keeper", "cmd/orlop-keeper", "0", ""},
-			{"orlop-init", "cmd/orlop-init", "0", ""},
-			{"notes", "examples/notes", "0", ""},
-			{"tool", "test/e2e/testdata/tool", "0", ""},
-		} {
-			args := []string{"build", "-tags", "faults", "-o", filepath.Join(dir, b.out)}
-			if b.flags != "" {
-				args = append(args, b.flags)
-			}
-			cmd := exec.Command("go", append(args, "github.com/orlop-io/orlop/"+b.pkg)...)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED="+b.cgo)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				fmt.Fprintf(os.Stderr, "build %s: %v\n%s", b.pkg, err, out)
-				return 1
-			}
-		}
 		return m.Run()
 	}())
 }

@@ -4,59 +4,125 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/orlop-io/orlop/test/programs"
 )
 
-// TestCgroupV2Host runs tests of other packages on a pure cgroup-v2 host. A package
-// joins by a line in the table; its tests run as root in /, from a binary built without
-// the race detector, and find TMPDIR on a tmpfs.
-func TestCgroupV2Host(t *testing.T) {
+// suite is the tests of a package that run in the machine: as root, in the package's
+// directory, without the race detector, with TMPDIR on a tmpfs. What the package's TestMain
+// builds by test/programs is built before, outside.
+type suite struct {
+	name string   // of the subtest; "" is the last part of pkg
+	pkg  string   // below the module
+	run  string   // -test.run; "" is all. What runs here is 5 to 30 times slower
+	skip string   // -test.skip
+	tags string   // build tags
+	env  []string // added to the environment
+}
+
+// hosts are the machines, booted once each, with what runs in them one after another. A
+// package joins by a line. A single one is run by
+//
+//	go test ./test/vm -run TestHosts/v2/executor -v
+var hosts = []struct {
+	name    string
+	options Options
+	suites  []suite
+}{
+	{name: "v2", options: Options{MemoryMiB: 2048}, suites: []suite{
+		{pkg: "internal/platform/cgroup"},
+		{pkg: "internal/platform/namespace"},
+		{pkg: "internal/platform/seccomp"},
+		{pkg: "internal/platform/executor"},
+		{pkg: "internal/platform/keeper"},
+		{pkg: "internal/platform/keeper/pidfd"},
+		{pkg: "internal/network"},
+		{pkg: "internal/network/routed"},
+		{pkg: "internal/volume"},
+		{pkg: "internal/image"},
+		{pkg: "test/e2e", run: "^TestNotes$"},
+	}},
+	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
+		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
+		{pkg: "internal/platform/executor"},
+		{pkg: "internal/platform/keeper"},
+		{pkg: "test/e2e", run: "^TestNotes$"},
+	}},
+}
+
+// TestHosts runs tests of other packages on hosts that this one is not: their kernel is
+// older (6.1), and all their control groups are cgroup v2.
+func TestHosts(t *testing.T) {
 	if testing.Short() {
-		t.Skip("boots machines, which takes about ten seconds each: left out with -short")
+		t.Skip("boots machines: left out with -short")
 	}
-	for _, tt := range []struct {
-		name    string
-		pkg     string   // the package of which the tests run
-		run     string   // -test.run; "" is all
-		tags    string   // build tags
-		systemd bool     // with systemd as process 1
-		env     []string // added to the environment
-		modules []string
-	}{
-		{name: "cgroup", pkg: "./internal/platform/cgroup"},
-		{name: "cgroup-systemd", pkg: "./internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", systemd: true, env: []string{"ORLOP_TEST_SYSTEMD=1"}},
-		{name: "namespace", pkg: "./internal/platform/namespace"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			ctx := context.Background()
-			root, err := moduleRoot(ctx)
-			if err != nil {
-				t.Fatal(err)
+	for _, host := range hosts {
+		t.Run(host.name, func(t *testing.T) {
+			var m *Machine
+			t.Cleanup(func() {
+				if m != nil {
+					m.Close()
+				}
+			})
+			for _, s := range host.suites {
+				if s.name == "" {
+					s.name = filepath.Base(s.pkg)
+				}
+				t.Run(s.name, func(t *testing.T) {
+					bin, built := s.build(t)
+					var err error
+					if m == nil {
+						if m, err = Boot(context.Background(), host.options); err != nil {
+							t.Fatal(err)
+						}
+					}
+					var out bytes.Buffer
+					start := time.Now()
+					code, err := m.Run(Command{
+						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run, "-test.skip", s.skip},
+						Env:  append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C", programs.Env + "=" + built}, s.env...),
+						Dir:  filepath.Join(moduleDir(t), s.pkg), Stdout: &out, Stderr: &out,
+					})
+					if err != nil {
+						m = nil
+						t.Fatalf("%v\n%s", err, out.String())
+					}
+					passed := bytes.Count(out.Bytes(), []byte("\n--- PASS: "))
+					if code != 0 || passed == 0 {
+						t.Fatalf("exit code %d\n%s", code, out.String())
+					}
+					t.Logf("%d passed in %.1f s", passed, time.Since(start).Seconds())
+				})
 			}
-			bin := filepath.Join(t.TempDir(), tt.name+".test")
-			if _, err := command(ctx, root, "env", "CGO_ENABLED=0", "go", "test", "-c", "-tags", tt.tags, "-o", bin, tt.pkg); err != nil {
-				t.Fatal(err)
-			}
-			var out bytes.Buffer
-			o := Options{
-				Stdout: &out, Stderr: &out, Timeout: 5 * time.Minute, Systemd: tt.systemd, Modules: tt.modules, MemoryMiB: 1536,
-				Env: append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C"}, tt.env...),
-			}
-			args := []string{bin, "-test.v", "-test.timeout=4m"}
-			if tt.run != "" {
-				args = append(args, "-test.run", tt.run)
-			}
-			start := time.Now()
-			code, err := Run(ctx, o, args...)
-			if err != nil {
-				t.Fatalf("%v\n%s", err, out.String())
-			}
-			if code != 0 || !bytes.Contains(out.Bytes(), []byte("\n--- PASS: ")) {
-				t.Fatalf("exit code %d\n%s", code, out.String())
-			}
-			t.Logf("%d passed in %.1f s", bytes.Count(out.Bytes(), []byte("\n--- PASS: ")), time.Since(start).Seconds())
 		})
 	}
+}
+
+// build makes the test binary, and a directory with the programs that it runs.
+func (s suite) build(t *testing.T) (bin, built string) {
+	t.Helper()
+	bin, built = filepath.Join(t.TempDir(), filepath.Base(s.pkg)+".test"), t.TempDir()
+	root := moduleDir(t)
+	if _, err := command(t.Context(), root, "env", "CGO_ENABLED=0", "go", "test", "-c", "-tags", s.tags, "-o", bin, "./"+s.pkg); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), bin, "-test.run", "^$")
+	cmd.Dir, cmd.Env = filepath.Join(root, s.pkg), append(os.Environ(), programs.Env+"="+built)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the programs of %s: %v\n%s", s.pkg, err, out)
+	}
+	return bin, built
+}
+
+func moduleDir(t *testing.T) string {
+	t.Helper()
+	root, err := moduleRoot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
 }

@@ -1,14 +1,19 @@
-// Package vm runs a program on a machine that is not this one: a pure cgroup-v2 host
-// with Debian's kernel, emulated by QEMU, whose root is this host's, read-only, with
-// everything that is written going to memory.
+// Package vm boots a machine that is not this one: a pure cgroup-v2 host with Debian's
+// kernel, emulated by QEMU, whose root is this host's, read-only, with everything that is
+// written going to memory. Commands run in it one after another:
 //
-//	code, err := vm.Run(ctx, vm.Options{Stdout: os.Stdout}, "/tmp/x/cgroup.test", "-test.run", "V2")
+//	m, err := vm.Boot(ctx, vm.Options{})
+//	defer m.Close()
+//	code, err := m.Run(vm.Command{Argv: []string{"/tmp/x/cgroup.test", "-test.run", "V2"}, Stdout: os.Stdout})
 //
 // It is for tests that need another kernel. There is no KVM to count on, so all is
 // emulated: the trip takes about ten seconds, and what runs in the machine is 5 to 30
 // times slower than outside. It needs root, or at least read access to all that the
-// program in the machine reads, and the packages qemu-system-x86 and qemu-system-common
+// commands read, and the packages qemu-system-x86 and qemu-system-common
 // (virtiofsd from Debian 13 on); the kernel's package is downloaded once (see cacheDir).
+//
+// To have the tests of another package run there, add a line to the table in
+// hosts_test.go.
 package vm
 
 import (
@@ -36,77 +41,180 @@ import (
 type Options struct {
 	MemoryMiB int // 0 is 1024
 	CPUs      int // 0 is 2
-	// Stdout and Stderr receive the program's output as it comes; nil drops it.
-	Stdout, Stderr io.Writer
 	// Console receives what the kernel writes; nil keeps it for errors only.
 	Console io.Writer
-	// Env is the program's whole environment; nil is a small one with the PATH of this
-	// process. TMPDIR is always set to a tmpfs of the machine.
-	Env []string
-	Dir string // the program's working directory; "" is /
-	// Systemd boots systemd as process 1, and runs the program in a unit under it.
+	// Systemd boots systemd as process 1, and runs commands in a unit under it.
 	Systemd bool
 	// Modules are kernel modules to load besides the usual ones. What the kernel asks
 	// for by itself, such as an nftables expression, it gets without that.
 	Modules []string
+	// Disk is a file that the machine has as /dev/vda. What was written to it stays, also
+	// after Kill: what the machine's kernel had still in memory is lost with it.
+	Disk string
 	// KernelArgs are added to the kernel's command line.
 	KernelArgs []string
-	// Timeout ends the machine; 0 is ten minutes. It counts besides ctx.
+	// Timeout ends the machine; 0 is ten minutes. It counts besides the context.
 	Timeout time.Duration
+}
+
+// Command is what to run in a machine. Paths are those of this host.
+type Command struct {
+	Argv []string
+	// Env is the whole environment; nil is a small one with the PATH of this process.
+	// TMPDIR is always set to a tmpfs of the machine.
+	Env []string
+	Dir string // working directory; "" is /
+	// Stdout and Stderr receive the output as it comes; nil drops it. They may be the same.
+	Stdout, Stderr io.Writer
 }
 
 // usualModules are what no code asks the kernel for in a way that loads them.
 var usualModules = []string{"fuse", "loop", "xfs", "veth", "nf_tables", "nft_masq", "nft_nat", "nft_chain_nat", "tun"}
 
-// Run boots a machine, runs argv in it, and returns its exit code: 128 plus the number
-// for a program that a signal ended. argv[0] and other paths are those of this host. An
-// error says that the program was not run to its end, and why. When Run returns, no
-// process and no file of the machine is left.
-func Run(ctx context.Context, o Options, argv ...string) (code int, err error) {
+// Machine is a machine that runs. Its methods are for one goroutine at a time.
+type Machine struct {
+	o      Options
+	tools  tools
+	kernel *kernel
+	initrd string
+	dir    string
+
+	ctx            context.Context // ends the machine
+	cancel         func()
+	port           net.Conn // to the guest
+	qemu           *exec.Cmd
+	console, fsLog tail
+	done           chan struct{} // both processes have ended
+}
+
+// Boot starts a machine and waits until commands can run in it. It lives until Close or
+// Kill, or the end of ctx, and no longer than this process. After Close and Kill no
+// process and no file of it is left.
+func Boot(ctx context.Context, o Options) (_ *Machine, err error) {
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Minute
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the machine did not end within %s", o.Timeout))
-	defer cancel()
-	fail := func(err error) (int, error) { return -1, fmt.Errorf("run %s in a machine: %w", argv[0], err) }
-	tools, err := findTools()
-	if err != nil {
-		return fail(err)
+	m := &Machine{o: o, done: make(chan struct{})}
+	m.ctx, m.cancel = context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the machine did not end within %s", o.Timeout))
+	defer func() {
+		if err != nil {
+			m.cancel()
+			err = fmt.Errorf("boot a machine: %w", err)
+		}
+	}()
+	if m.tools, err = findTools(); err != nil {
+		return nil, err
 	}
 	cache, err := cacheDir()
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	k, err := fetchKernel(ctx, cache)
-	if err != nil {
-		return fail(err)
+	if m.kernel, err = fetchKernel(m.ctx, cache); err != nil {
+		return nil, err
 	}
 	sweep()
-	dir, err := os.MkdirTemp("", "orlop-vm-"+strconv.Itoa(os.Getpid())+"-")
+	if m.dir, err = os.MkdirTemp("", "orlop-vm-"+strconv.Itoa(os.Getpid())+"-"); err != nil {
+		return nil, err
+	}
+	c := &boot.Config{Systemd: o.Systemd, Modules: append(usualModules, o.Modules...)}
+	if o.Disk != "" {
+		c.Modules = append(c.Modules, "virtio_blk", "ext4")
+	}
+	if m.initrd, err = initramfs(m.ctx, m.kernel, c, m.dir); err != nil {
+		os.RemoveAll(m.dir)
+		return nil, err
+	}
+	started := make(chan error, 1)
+	go m.live(started)
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	s, err := m.receive(boot.FrameReady, nil, nil)
+	if err == nil && s.Error != "" {
+		err = errors.New(s.Error)
+	}
 	if err != nil {
-		return fail(err)
+		m.Kill()
 	}
-	defer os.RemoveAll(dir)
-	if o.Env == nil {
-		o.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C"}
+	return m, err
+}
+
+// Run runs a command and returns its exit code: 128 plus the number for one that a signal
+// ended. An error says that it was not run to its end, and why.
+func (m *Machine) Run(c Command) (code int, err error) {
+	if c.Env == nil {
+		c.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C"}
 	}
-	c := &boot.Config{Argv: argv, Env: o.Env, Dir: o.Dir, Systemd: o.Systemd, Modules: append(usualModules, o.Modules...)}
 	if c.Dir == "" {
 		c.Dir = "/"
 	}
-	initrd, err := initramfs(ctx, k, c, dir)
-	if err != nil {
-		return fail(err)
+	s := boot.Status{}
+	if err = boot.WriteJSON(m.port, boot.FrameCommand, boot.Command{Argv: c.Argv, Env: c.Env, Dir: c.Dir}); err != nil {
+		err = m.why(err)
+	} else if s, err = m.receive(boot.FrameEnd, c.Stdout, c.Stderr); err == nil && s.Error != "" {
+		err = errors.New(s.Error)
 	}
-	m := &machine{Options: o, tools: tools, kernel: k, initrd: initrd, dir: dir}
-	s, err := m.run(ctx)
 	if err != nil {
-		return fail(err)
-	}
-	if s.Error != "" {
-		return fail(errors.New(s.Error))
+		return -1, fmt.Errorf("run %s in a machine: %w", c.Argv[0], err)
 	}
 	return s.Code, nil
+}
+
+// receive takes frames up to one of that kind.
+func (m *Machine) receive(kind byte, stdout, stderr io.Writer) (s boot.Status, err error) {
+	for {
+		k, content, err := boot.ReadFrame(m.port)
+		if err != nil {
+			return s, m.why(err)
+		}
+		switch {
+		case k == kind:
+			return s, json.Unmarshal(content, &s)
+		case k == boot.FrameStdout && stdout != nil:
+			stdout.Write(content)
+		case k == boot.FrameStderr && stderr != nil:
+			stderr.Write(content)
+		}
+	}
+}
+
+// why ends the machine and tells why it does not answer.
+func (m *Machine) why(err error) error {
+	cause := context.Cause(m.ctx)
+	m.Kill()
+	if cause == nil {
+		cause = fmt.Errorf("the machine ended without a word (%s: %v, %w); virtiofsd: %s", m.tools.qemu, m.qemu.ProcessState, err, m.fsLog.String())
+	}
+	return fmt.Errorf("%w; the end of its console:\n%s", cause, m.console.String())
+}
+
+// Close ends the machine in order: what is on its disk is written.
+func (m *Machine) Close() {
+	if boot.WriteFrame(m.port, boot.FrameOff, nil) == nil {
+		select {
+		case <-m.done:
+		case <-time.After(20 * time.Second):
+		}
+	}
+	m.Kill()
+}
+
+// Kill is a loss of power.
+func (m *Machine) Kill() {
+	m.qemu.Process.Kill()
+	<-m.done
+	m.cancel()
+	m.port.Close()
+}
+
+// Run boots a machine for one command.
+func Run(ctx context.Context, o Options, c Command) (code int, err error) {
+	m, err := Boot(ctx, o)
+	if err != nil {
+		return -1, err
+	}
+	defer m.Close()
+	return m.Run(c)
 }
 
 // sweep removes the directories of runs that were killed before they could.
@@ -142,97 +250,61 @@ func findTools() (t tools, err error) {
 	return t, errors.New("virtiofsd is missing; run: apt-get install virtiofsd, or, where there is no such package: apt-get install qemu-system-common")
 }
 
-type machine struct {
-	Options
-	tools
-	kernel *kernel
-	initrd string
-	dir    string
-}
-
-func (m *machine) run(ctx context.Context) (s boot.Status, err error) {
-	// Both processes are started by one thread that outlives them, so that they may be
-	// tied to its life: should this process be killed, they are too.
-	done := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(done)
-		s, err = m.runLocked(ctx)
-	}()
-	<-done
-	return s, err
-}
-
-func (m *machine) runLocked(ctx context.Context) (boot.Status, error) {
-	var s boot.Status
-	var fsLog, console tail
-	fsd, err := m.startVirtiofsd(ctx, &fsLog)
+// live is the machine's life: both processes are started by one thread that outlives
+// them, so that they may be tied to its life; should this process be killed, they are too.
+func (m *Machine) live(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(m.done)
+	defer os.RemoveAll(m.dir)
+	fsd, err := m.startVirtiofsd()
 	if err != nil {
-		return s, err
+		started <- err
+		return
 	}
 	defer func() { // ends by itself when QEMU hangs up
 		t := time.AfterFunc(3*time.Second, func() { fsd.Process.Kill() })
 		fsd.Wait()
 		t.Stop()
 	}()
-
-	// The machine's ports are sockets to which QEMU connects.
-	var ports sync.WaitGroup
-	status := &bytes.Buffer{}
-	var listeners []net.Listener
-	var one sync.Mutex // Stdout and Stderr may be the same writer
-	for name, w := range map[string]io.Writer{boot.PortStdout: m.Stdout, boot.PortStderr: m.Stderr, boot.PortStatus: status} {
-		if w == nil {
-			w = io.Discard
-		}
-		l, err := net.Listen("unix", filepath.Join(m.dir, name))
-		if err != nil {
-			fsd.Process.Kill()
-			return s, err
-		}
-		listeners = append(listeners, l)
-		ports.Go(func() {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			io.Copy(lockedWriter{&one, w}, c)
-		})
+	// The port is a socket to which QEMU connects, at once.
+	l, err := net.Listen("unix", m.socket(boot.Port))
+	if err == nil {
+		defer l.Close()
+		m.qemu = m.qemuCommand()
+		err = m.qemu.Start()
 	}
-	out := io.Writer(&console)
-	if m.Console != nil {
-		out = io.MultiWriter(&console, m.Console)
-	}
-	qemu := m.qemuCommand(ctx)
-	qemu.Stdout, qemu.Stderr = out, out
-	qemuErr := qemu.Run()
-	for _, l := range listeners {
-		l.Close()
-	}
-	ports.Wait()
-	if ctx.Err() != nil {
-		return s, fmt.Errorf("%w; the end of its console:\n%s", context.Cause(ctx), console.String())
-	}
-	if err := json.Unmarshal(status.Bytes(), &s); err != nil {
+	if err != nil {
 		fsd.Process.Kill()
-		return s, fmt.Errorf("the machine ended without a word (%s: %v); the end of its console:\n%s\nvirtiofsd:\n%s", m.qemu, qemuErr, console.String(), fsLog.String())
+		started <- err
+		return
 	}
-	return s, nil
+	ended := make(chan struct{})
+	go func() {
+		m.qemu.Wait()
+		l.Close()
+		close(ended)
+	}()
+	if m.port, err = l.Accept(); err != nil {
+		<-ended
+		started <- fmt.Errorf("%s: %v; %s", m.tools.qemu, m.qemu.ProcessState, m.console.String())
+		return
+	}
+	started <- nil
+	<-ended
 }
 
-func (m *machine) socket(name string) string { return filepath.Join(m.dir, name) }
+func (m *Machine) socket(name string) string { return filepath.Join(m.dir, name) }
 
-func (m *machine) startVirtiofsd(ctx context.Context, log io.Writer) (*exec.Cmd, error) {
-	help, _ := exec.CommandContext(ctx, m.virtiofsd, "--help").CombinedOutput()
+func (m *Machine) startVirtiofsd() (*exec.Cmd, error) {
+	help, _ := exec.CommandContext(m.ctx, m.tools.virtiofsd, "--help").CombinedOutput()
 	socket := m.socket("fs")
 	args := []string{"-f", "--socket-path=" + socket, "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"}
 	if bytes.Contains(help, []byte("--shared-dir")) { // the one written in Rust
 		args = []string{"--socket-path=" + socket, "--shared-dir=/", "--cache=always", "--sandbox=chroot"}
 	}
-	cmd := exec.CommandContext(ctx, m.virtiofsd, args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd := exec.CommandContext(m.ctx, m.tools.virtiofsd, args...)
+	cmd.Stdout, cmd.Stderr = &m.fsLog, &m.fsLog
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Start(); err != nil {
@@ -250,11 +322,11 @@ func (m *machine) startVirtiofsd(ctx context.Context, log io.Writer) (*exec.Cmd,
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
-	return nil, fmt.Errorf("%s does not answer:\n%s", m.virtiofsd, log)
+	return nil, fmt.Errorf("%s does not answer:\n%s", m.tools.virtiofsd, m.fsLog.String())
 }
 
-func (m *machine) qemuCommand(ctx context.Context) *exec.Cmd {
-	mem, cpus := max(m.MemoryMiB, 0), max(m.CPUs, 0)
+func (m *Machine) qemuCommand() *exec.Cmd {
+	mem, cpus := max(m.o.MemoryMiB, 0), max(m.o.CPUs, 0)
 	if mem == 0 {
 		mem = 1024
 	}
@@ -275,15 +347,21 @@ func (m *machine) qemuCommand(ctx context.Context) *exec.Cmd {
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + strconv.Itoa(mem) + "M", // virtiofsd reads and writes in it
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-global", "virtio-mmio.force-legacy=false",
-		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", strings.Join(append(line, m.KernelArgs...), " "),
+		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", strings.Join(append(line, m.o.KernelArgs...), " "),
 		"-chardev", "socket,id=fs,path=" + m.socket("fs"),
 		"-device", "vhost-user-fs-device,queue-size=1024,chardev=fs,tag=" + boot.Tag,
 		"-device", "virtio-serial-device",
+		"-chardev", "socket,id=port,path=" + m.socket(boot.Port), "-device", "virtserialport,chardev=port,name=" + boot.Port,
 	}
-	for _, p := range []string{boot.PortStdout, boot.PortStderr, boot.PortStatus} {
-		args = append(args, "-chardev", "socket,id="+p+",path="+m.socket(p), "-device", "virtserialport,chardev="+p+",name="+p)
+	if m.o.Disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,file="+m.o.Disk, "-device", "virtio-blk-device,drive=disk")
 	}
-	cmd := exec.CommandContext(ctx, m.qemu, args...)
+	cmd := exec.CommandContext(m.ctx, m.tools.qemu, args...)
+	var out io.Writer = &m.console
+	if m.o.Console != nil {
+		out = io.MultiWriter(out, m.o.Console)
+	}
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
@@ -302,17 +380,6 @@ func hostKHz() int {
 		}
 	}
 	return 0
-}
-
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  io.Writer
-}
-
-func (l lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }
 
 // tail keeps the end of what is written to it.

@@ -3,6 +3,7 @@ package vm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,19 +19,42 @@ func TestRun(t *testing.T) {
 		t.Skip("boots a machine: left out with -short")
 	}
 	var out, errOut bytes.Buffer
-	o := Options{Stdout: &out, Stderr: &errOut, Timeout: 3 * time.Minute}
+	o := Options{Timeout: 3 * time.Minute}
 	if os.Getenv("ORLOP_VM_CONSOLE") != "" {
 		o.Console = os.Stderr
 	}
+	t.Setenv("TMPDIR", t.TempDir()) // so that what is found there is this test's
 	start := time.Now()
-	code, err := Run(context.Background(), o, "/bin/sh", "-c",
-		`cat /proc/self/cgroup; stat -f -c %T /sys/fs/cgroup; uname -r; id -u; echo to stderr >&2; exit 7`)
+	m, err := Boot(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	run := func(argv ...string) (int, error) {
+		out.Reset()
+		errOut.Reset()
+		return m.Run(Command{Argv: argv, Stdout: &out, Stderr: &errOut})
+	}
+	code, err := run("/bin/sh", "-c", `cat /proc/self/cgroup; stat -f -c %T /sys/fs/cgroup; uname -r; id -u; echo to stderr >&2; exit 7`)
 	t.Logf("%.1f s: %s", time.Since(start).Seconds(), out.String())
-	if code != 7 || errOut.String() != "to stderr\n" || !strings.HasPrefix(out.String(), "0::/\ncgroup2fs\n") {
-		t.Errorf("code %d, stdout %q, stderr %q", code, &out, &errOut)
+	if err != nil || code != 7 || errOut.String() != "to stderr\n" || !strings.HasPrefix(out.String(), "0::/\ncgroup2fs\n") {
+		t.Errorf("code %d, %v, stdout %q, stderr %q", code, err, &out, &errOut)
+	}
+	if code, err := run("/bin/sh", "-c", "kill -9 $$"); code != 128+9 || err != nil {
+		t.Errorf("a program that a signal ended: %d, %v", code, err)
+	}
+	if code, err := run("/no/such/program"); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("no program: %d, %v", code, err)
+	}
+	// One that leaves something behind that has its output; that is not the next one's.
+	if code, err := run("/bin/sh", "-c", "(sleep 5; echo late) & echo early"); code != 0 || err != nil || out.String() != "early\n" {
+		t.Errorf("a program that leaves another: %d, %v, %q", code, err, &out)
+	}
+	if code, err := run("/bin/sh", "-c", "sleep 3; head -c 3000000 /dev/zero"); code != 0 || err != nil || out.Len() != 3000000 {
+		t.Errorf("much output: %d, %v, %d bytes", code, err, out.Len())
+	}
+	m.Close()
+	if l := left(t); len(l) > 0 {
+		t.Errorf("left: %q", l)
 	}
 }
 
@@ -53,35 +77,31 @@ func left(t *testing.T) (list []string) {
 	return append(list, dirs...)
 }
 
-func TestTimeoutLeavesNothing(t *testing.T) {
+// signalled is a writer that tells of the first write.
+type signalled struct {
+	bytes.Buffer
+	first func()
+}
+
+func (s *signalled) Write(p []byte) (int, error) {
+	s.first()
+	return s.Buffer.Write(p)
+}
+
+func TestEndedEarlyLeavesNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a machine: left out with -short")
 	}
-	t.Setenv("TMPDIR", t.TempDir()) // so that what is found there is this test's
-	var out bytes.Buffer
-	o := Options{Stdout: &out, Stderr: &out, Timeout: 25 * time.Second}
-	code, err := Run(context.Background(), o, "/bin/sh", "-c", "echo started; exec sleep 600")
-	if err == nil || !strings.Contains(err.Error(), "did not end within 25s") {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	out := &signalled{first: func() { cancel(errors.New("we have seen enough")) }}
+	code, err := Run(ctx, Options{}, Command{Argv: []string{"/bin/sh", "-c", "echo started; exec sleep 600"}, Stdout: out})
+	if err == nil || !strings.Contains(err.Error(), "seen enough") {
 		t.Errorf("code %d, %v", code, err)
 	}
 	if out.String() != "started\n" {
-		t.Errorf("output %q did not come while it ran", &out)
-	}
-	if l := left(t); len(l) > 0 {
-		t.Errorf("left: %q", l)
-	}
-}
-
-func TestEndings(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots machines: left out with -short")
-	}
-	t.Setenv("TMPDIR", t.TempDir())
-	if code, err := Run(context.Background(), Options{}, "/bin/sh", "-c", "kill -9 $$"); code != 128+9 || err != nil {
-		t.Errorf("a program that a signal ended: %d, %v", code, err)
-	}
-	if code, err := Run(context.Background(), Options{}, "/no/such/program"); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
-		t.Errorf("no program: %d, %v", code, err)
+		t.Errorf("output %q did not come while it ran", &out.Buffer)
 	}
 	if l := left(t); len(l) > 0 {
 		t.Errorf("left: %q", l)
@@ -90,7 +110,7 @@ func TestEndings(t *testing.T) {
 
 func TestMissingPackages(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := Run(context.Background(), Options{}, "/bin/true")
+	_, err := Boot(context.Background(), Options{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install qemu-system-x86") {
 		t.Errorf("without QEMU: %v", err)
 	}

@@ -36,12 +36,13 @@ type builder struct {
 	lo          bool
 	nullStreams uint64
 
-	// Mounts: early opens sources on the host, late is in the container's root and before
-	// the pivot, last when all are there and after it.
-	early, late, last plan.Plan
-	slots             uint64
-	ownDev            bool
-	propagation       uint64 // of bind mounts that say nothing
+	// Mounts: early opens sources on the host while its mounts are peers, layers once they
+	// are not, late is in the container's root and before the pivot, last when all are
+	// there and after it.
+	early, layers, late, last plan.Plan
+	slots                     uint64
+	ownDev                    bool
+	propagation               uint64 // of bind mounts that say nothing
 }
 
 func newBuilder(g *cgroup.Group, stdin, stdout, stderr *os.File) *builder {
@@ -122,6 +123,7 @@ func (b *builder) container(c *Config) error {
 	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
 	// Nothing that happens from here on may reach the host's mounts.
 	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
+	b.plan.Ops = append(b.plan.Ops, b.layers.Ops...)
 	b.plan.Add(plan.Root, plan.N(0), at)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +14,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 var (
@@ -31,24 +32,14 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv("ORLOP_EXECUTOR_JOB"); job != "" {
 		os.Exit(creator(job)) // gate_test.go
 	}
-	dir, err := os.MkdirTemp("", "orlop-executor")
+	dir, remove, err := programs.Build(programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"},
+		programs.Program{Package: "internal/platform/executor/testdata/probe"})
 	if err != nil {
-		panic(err)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	initPath = filepath.Join(dir, "orlop-init")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", initPath, "github.com/orlop-io/orlop/cmd/orlop-init")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build orlop-init: %v\n%s", err, out)
-		os.Exit(1)
-	}
 	probePath = filepath.Join(dir, "probe")
-	build = exec.Command("go", "build", "-o", probePath, "./testdata/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build probe: %v\n%s", err, out)
-		os.Exit(1)
-	}
 	if shared, err = New(Options{InitPath: initPath}); err != nil {
 		panic(err)
 	}
@@ -59,7 +50,7 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	shared.Close()
-	os.RemoveAll(dir)
+	remove()
 	os.Exit(code)
 }
 

@@ -35,7 +35,8 @@ func (b *builder) root(r Rootfs, pause bool) (string, error) {
 	case len(r.Lower) > 0:
 		at := r.Lower[0]
 		args := append([]string{r.Upper, r.Work}, r.Lower...)
-		b.early.Add(plan.Overlay, plan.N(slot, flag(r.Upper != "" && volatileOverlay()), uint64(len(r.Lower))), append(args, at)...)
+		// Where the child has to mount it in the tree, it must not appear on the host.
+		b.layers.Add(plan.Overlay, plan.N(slot, flag(r.Upper != "" && volatileOverlay()), uint64(len(r.Lower))), append(args, at)...)
 		return at, nil
 	case r.Dir != "":
 		b.early.Add(plan.Tree, plan.N(slot, 1), r.Dir)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -18,6 +17,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 // bin holds the real binaries, built with fault points.
@@ -32,26 +32,16 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "orlop-keeper-test-")
+		dir, remove, err := programs.Build(
+			programs.Program{Package: "cmd/orlop-keeper", Tags: "faults", Race: true},
+			programs.Program{Package: "cmd/orlop-init", Tags: "faults"},
+		)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
+		defer remove()
 		bin = dir
-		for _, name := range []string{"orlop-keeper", "orlop-init"} {
-			args := []string{"build", "-tags", "faults", "-o", dir + "/", "github.com/orlop-io/orlop/cmd/" + name}
-			cgo := "CGO_ENABLED=0"
-			if race && name == "orlop-keeper" {
-				args, cgo = append(args[:1:1], append([]string{"-race"}, args[1:]...)...), "CGO_ENABLED=1"
-			}
-			cmd := exec.Command("go", args...)
-			cmd.Env = append(os.Environ(), cgo)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-				return 1
-			}
-		}
 		code := m.Run()
 		if left := leftovers(); len(left) > 0 {
 			fmt.Fprintf(os.Stderr, "the tests have left:\n%s\n", strings.Join(left, "\n"))

@@ -14,32 +14,32 @@ const ConfigFile = "/config.json"
 // there can be no overlay with its upper directory on an overlay.
 const Dir = "/run/orlop-vm"
 
-// Names of the virtio-serial ports.
-const (
-	PortStdout = "stdout"
-	PortStderr = "stderr"
-	PortStatus = "status"
-)
+// Port is the name of the virtio-serial port that carries frames both ways.
+const Port = "orlop"
 
 // Tag names the shared filesystem.
 const Tag = "host"
 
-// Config tells the guest what to do.
+// Config tells the guest what to be.
 type Config struct {
-	Argv    []string
-	Env     []string // whole environment, besides TMPDIR
-	Dir     string
-	Systemd bool // run the command as a unit under systemd, instead of under our init
+	Systemd bool // systemd is process 1, and commands run in a unit under it
 
 	BootModules []string // files in the initial ramdisk, in the order in which to load them
 	Modules     []string // names, loaded once the host's tree is mounted
 	Index       string   // file of an Index in JSON, in the host's tree
 }
 
-// Status is what the guest sends back, once.
+// Command is what the guest runs; one at a time.
+type Command struct {
+	Argv []string
+	Env  []string // whole environment, besides TMPDIR
+	Dir  string
+}
+
+// Status is how a command ended.
 type Status struct {
 	Code  int    // exit code; 128 plus the signal's number for a command that died of one
-	Error string // what kept the command from being run
+	Error string // what kept the command from being run, or the machine from being prepared
 }
 
 // Index is what modules.dep and modules.alias are to modprobe. It is made from the

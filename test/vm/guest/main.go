@@ -1,7 +1,7 @@
 // Command guest is the init of the test machine: it mounts what an ordinary
-// distribution would, loads modules, runs one command, and hands its exit code back to
-// the host. Under other names it is the machine's modprobe, and what systemd starts in
-// order to run the command.
+// distribution would, loads modules, and runs the commands that the host sends. Under
+// other names it is the machine's modprobe, and what systemd starts in order to run
+// commands.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -25,12 +26,7 @@ func main() {
 		}
 		return
 	case "unit": // systemd's child
-		c, err := readConfig(boot.Dir + boot.ConfigFile)
-		if err != nil {
-			fail(err)
-		}
-		finish(runCommand(c))
-		return
+		serve()
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "this is the init of Orlop's test machine; it is of use only there")
@@ -46,7 +42,7 @@ func main() {
 	if c.Systemd {
 		fail(startSystemd(c))
 	}
-	finish(runCommand(c))
+	serve()
 }
 
 func readConfig(file string) (*boot.Config, error) {
@@ -58,36 +54,79 @@ func readConfig(file string) (*boot.Config, error) {
 	return c, json.Unmarshal(b, c)
 }
 
-// fail ends the machine with an error that is the harness's own.
-func fail(err error) {
-	finish(boot.Status{Error: err.Error()})
+// serve runs what the host sends until it has had enough.
+func serve() {
+	port, err := openPort()
+	if err != nil {
+		fail(err)
+	}
+	host := &sender{w: port}
+	if err := host.status(boot.FrameReady, boot.Status{}); err != nil {
+		fail(err)
+	}
+	for {
+		kind, content, err := boot.ReadFrame(port)
+		if err != nil || kind != boot.FrameCommand {
+			off()
+		}
+		c := &boot.Command{}
+		if err := json.Unmarshal(content, c); err != nil {
+			fail(err)
+		}
+		if err := host.status(boot.FrameEnd, run(c, host)); err != nil {
+			fail(err)
+		}
+	}
 }
 
-// finish sends the status and turns the machine off. QEMU runs with -no-reboot, so a
-// restart ends it.
-func finish(s boot.Status) {
-	b, _ := json.Marshal(s)
-	if f, err := openPort(boot.PortStatus); err == nil {
-		f.Write(append(b, '\n'))
-		f.Close()
-	} else {
-		fmt.Fprintf(os.Stderr, "orlop-vm: %s (and no port to say so: %v)\n", b, err)
+// fail ends the machine with an error that is the harness's own.
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, "orlop-vm:", err)
+	if port, perr := openPort(); perr == nil {
+		boot.WriteJSON(port, boot.FrameReady, boot.Status{Error: err.Error()})
+		port.Close()
 	}
+	off()
+}
+
+// off turns the machine off. QEMU runs with -no-reboot, so a restart ends it.
+func off() {
 	unix.Sync()
 	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
 }
 
-// openPort opens the virtio-serial port of that name. There is no udev to make links.
-func openPort(name string) (*os.File, error) {
+// sender writes frames; it is safe for concurrent use.
+type sender struct {
+	mu sync.Mutex
+	w  *os.File
+}
+
+func (s *sender) frame(kind byte, content []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return boot.WriteFrame(s.w, kind, content)
+}
+
+func (s *sender) status(kind byte, st boot.Status) error {
+	b, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return s.frame(kind, b)
+}
+
+// openPort opens the virtio-serial port, which can be open only once. There is no udev to
+// make a link to it.
+func openPort() (*os.File, error) {
 	list, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range list {
-		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == name {
-			return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(f)), os.O_WRONLY, 0)
+		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == boot.Port {
+			return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(f)), os.O_RDWR, 0)
 		}
 	}
-	return nil, fmt.Errorf("no virtio-serial port %s", name)
+	return nil, fmt.Errorf("no virtio-serial port %s", boot.Port)
 }

@@ -56,8 +56,8 @@ func prepare(c *boot.Config) error {
 	}); err != nil {
 		return err
 	}
-	if err := wait("the serial ports", func() error {
-		f, err := openPort(boot.PortStatus)
+	if err := wait("the serial port", func() error {
+		f, err := openPort()
 		if err == nil {
 			f.Close()
 		}

@@ -16,31 +16,36 @@ import (
 	"github.com/orlop-io/orlop/test/vm/boot"
 )
 
-// runCommand runs the command, reaping as process 1 has to whatever is left to it.
-func runCommand(c *boot.Config) boot.Status {
+// run runs a command, reaping as process 1 has to whatever is left to it.
+func run(c *boot.Command, host *sender) boot.Status {
 	cmd := exec.Command(c.Argv[0], c.Argv[1:]...)
 	cmd.Env, cmd.Dir = append(c.Env, "TMPDIR="+boot.Dir+"/tmp"), c.Dir
 	var copies sync.WaitGroup
-	for _, s := range []struct {
-		port string
-		to   *io.Writer
-	}{{boot.PortStdout, &cmd.Stdout}, {boot.PortStderr, &cmd.Stderr}} {
-		port, err := openPort(s.port)
-		if err != nil {
-			return boot.Status{Error: err.Error()}
+	var pipes []*os.File
+	defer func() {
+		for _, p := range pipes {
+			p.Close()
 		}
-		// A pipe between: a port can be opened only once, and a program may open its
-		// /dev/stderr.
+	}()
+	for _, s := range []struct {
+		kind byte
+		to   *io.Writer
+	}{{boot.FrameStdout, &cmd.Stdout}, {boot.FrameStderr, &cmd.Stderr}} {
 		r, w, err := os.Pipe()
 		if err != nil {
 			return boot.Status{Error: err.Error()}
 		}
 		*s.to = w
+		pipes = append(pipes, r, w)
 		copies.Go(func() {
-			io.Copy(port, r)
-			port.Close()
+			buf := make([]byte, 16<<10)
+			for {
+				n, err := r.Read(buf)
+				if n == 0 || err != nil || host.frame(s.kind, buf[:n]) != nil {
+					return
+				}
+			}
 		})
-		defer w.Close()
 	}
 	if err := cmd.Start(); err != nil {
 		return boot.Status{Error: fmt.Sprintf("start %s: %v", c.Argv[0], err)}
@@ -61,6 +66,10 @@ func runCommand(c *boot.Config) boot.Status {
 	select {
 	case <-done:
 	case <-time.After(3 * time.Second):
+		for _, p := range pipes {
+			p.Close()
+		}
+		<-done
 	}
 	return boot.Status{Code: code}
 }
@@ -68,6 +77,7 @@ func runCommand(c *boot.Config) boot.Status {
 func reap(pid int) int {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
+	defer signal.Stop(children)
 	for {
 		for {
 			var ws unix.WaitStatus
@@ -107,7 +117,7 @@ func startSystemd(c *boot.Config) error {
 	}
 	for name, text := range map[string]string{
 		"orlop-vm.target": "[Unit]\nDescription=Orlop's test machine\nRequires=dbus.socket\nWants=orlop-vm.service\nAfter=dbus.socket\nAllowIsolate=yes\n",
-		"orlop-vm.service": "[Unit]\nDescription=The command under test\nDefaultDependencies=no\nRequires=dbus.service\nAfter=dbus.service\n" +
+		"orlop-vm.service": "[Unit]\nDescription=Commands under test\nDefaultDependencies=no\nRequires=dbus.service\nAfter=dbus.service\n" +
 			"[Service]\nType=exec\nExecStart=" + boot.Dir + "/unit\nKillMode=process\nDelegate=yes\nTimeoutStartSec=infinity\n",
 		// The bus needs none of what its packaged unit waits for.
 		"dbus.socket":  "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n",

@@ -17,9 +17,10 @@ import (
 )
 
 func main() {
-	o := vm.Options{Stdout: os.Stdout, Stderr: os.Stderr}
+	var o vm.Options
 	flag.BoolVar(&o.Systemd, "systemd", false, "boot systemd as process 1")
 	console := flag.Bool("console", false, "show the kernel's messages on standard error")
+	flag.StringVar(&o.Disk, "disk", "", "file that the machine has as /dev/vda")
 	flag.IntVar(&o.MemoryMiB, "memory", 1024, "memory in MiB")
 	flag.DurationVar(&o.Timeout, "timeout", 10*time.Minute, "end the machine after that long")
 	flag.Parse()
@@ -30,9 +31,10 @@ func main() {
 	if *console {
 		o.Console = os.Stderr
 	}
-	o.Dir, _ = os.Getwd()
+	c := vm.Command{Argv: flag.Args(), Stdout: os.Stdout, Stderr: os.Stderr}
+	c.Dir, _ = os.Getwd()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code, err := vm.Run(ctx, o, flag.Args()...)
+	code, err := vm.Run(ctx, o, c)
 	cancel()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -83,7 +83,7 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 			return f
 		}
 		if err := unix.FsconfigSetString(fs, "lowerdir+", p); err != nil {
-			if err == unix.EINVAL && n == 0 && exists(l) {
+			if err == unix.EINVAL && n == 0 && exists(l) { // 6.5 and 6.6 do not know the option
 				return s.overlayOld(i, volatile, upper, work, lower, at)
 			}
 			return s.fsFailed(fs, err, l)
@@ -106,6 +106,11 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		// Before 6.5 overlayfs has no contexts of its own: options are collected unread, and
+		// the one that is not known fails here, without a word.
+		if err == unix.EINVAL && readsNoOptions() {
+			return s.overlayOld(i, volatile, upper, work, lower, at)
+		}
 		return s.fsFailed(fs, err, lower[0])
 	}
 	attr := 0
@@ -167,6 +172,17 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 	}
 	s.put(i, fd, true)
 	return nil
+}
+
+// readsNoOptions tells whether the kernel takes any option for a context of overlayfs, as it
+// does for filesystems that it only knows how to mount by mount(2).
+func readsNoOptions() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "no such option", "") == nil
 }
 
 func exists(path string) bool {
