@@ -1,6 +1,7 @@
 package seccomp
 
 import (
+	"encoding/binary"
 	"maps"
 	"slices"
 
@@ -40,31 +41,71 @@ func branch(compare uint16, k uint32, no, yes code) code {
 	return append(append(out, no...), yes...)
 }
 
+// shared stands, until the program is laid out, for a jump to body K.
+const shared = ^uint16(0)
+
+// assembler lays a program out: comparisons of architecture and number first, then the
+// bodies that more than one number has. A rule with conditions for twenty calls is there
+// once: the kernel takes BPF_MAXINSNS and no more.
+type assembler struct {
+	uses   map[string]int // of a body of more than an instruction, by its code
+	index  map[string]int
+	bodies []code
+}
+
 // assemble makes the program: first the architecture, then the number.
 func assemble(tables []*table) code {
-	out := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)} // no architecture matched
-	var x32 *table
-	for _, t := range slices.Backward(tables) {
+	a := &assembler{uses: map[string]int{}, index: map[string]int{}}
+	leaves := make([][]leaf, len(tables))
+	x32 := -1
+	for i, t := range tables {
+		leaves[i] = t.leaves()
+		for _, l := range leaves[i] {
+			if len(l.code) > 1 {
+				a.uses[l.code.key()]++
+			}
+		}
 		if t.name == specs.ArchX32 {
-			x32 = t
+			x32 = i
+		}
+	}
+	kill := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)}
+	out := kill // no architecture matched
+	for i, t := range slices.Backward(tables) {
+		if i == x32 {
 			continue
 		}
 		body := code{op(load, offNumber)}
 		if t.name == specs.ArchX86_64 {
 			// Its numbers and x32's differ in one bit only. −1 is what a tracer makes of the
 			// number of a call to skip, and no call of x32.
-			foreign := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)}
-			if x32 != nil {
-				foreign = x32.tree()
+			foreign := branch(ifEqual, ^uint32(0), kill, code{op(ret, t.fallback)})
+			if x32 >= 0 {
+				foreign = a.balance(leaves[x32])
 			}
-			foreign = branch(ifEqual, ^uint32(0), foreign, code{op(ret, t.fallback)})
-			body = append(body, branch(ifAtOver, x32Bit, t.tree(), foreign)...)
+			body = append(body, branch(ifAtOver, x32Bit, a.balance(leaves[i]), foreign)...)
 		} else {
-			body = append(body, t.tree()...)
+			body = append(body, a.balance(leaves[i])...)
 		}
 		out = branch(ifEqual, t.audit, out, body)
 	}
-	return append(code{op(load, offArch)}, out...)
+	return a.link(append(code{op(load, offArch)}, out...))
+}
+
+// link appends the bodies and makes jumps of what stands for them.
+func (a *assembler) link(out code) code {
+	end := len(out)
+	at := make([]int, len(a.bodies))
+	for i, b := range a.bodies {
+		at[i] = len(out)
+		out = append(out, b...)
+	}
+	for pc := range out[:end] {
+		if out[pc].Code == shared {
+			out[pc] = op(jump, uint32(at[out[pc].K]-pc-1))
+		}
+	}
+	return out
 }
 
 // leaf is a range of numbers that are treated alike, from start to the next one's.
@@ -73,8 +114,8 @@ type leaf struct {
 	code  code
 }
 
-// tree finds the number that is in the accumulator.
-func (t *table) tree() code {
+// leaves are the ranges in their order; the first starts at 0.
+func (t *table) leaves() []leaf {
 	fallback := code{op(ret, t.fallback)}
 	leaves := []leaf{{0, fallback}}
 	// put says what happens from start on, and replaces what it was said to be there.
@@ -96,15 +137,40 @@ func (t *table) tree() code {
 	if t.enosys {
 		put(t.newest+1, code{op(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))})
 	}
-	return balance(leaves)
+	return leaves
 }
 
-func balance(leaves []leaf) code {
-	if len(leaves) == 1 {
-		return leaves[0].code
+// balance makes a tree of comparisons with the number, which is in the accumulator.
+func (a *assembler) balance(leaves []leaf) code {
+	if len(leaves) > 1 {
+		mid := len(leaves) / 2
+		return branch(ifAtOver, leaves[mid].start, a.balance(leaves[:mid]), a.balance(leaves[mid:]))
 	}
-	mid := len(leaves) / 2
-	return branch(ifAtOver, leaves[mid].start, balance(leaves[:mid]), balance(leaves[mid:]))
+	c := leaves[0].code
+	if len(c) == 1 {
+		return c
+	}
+	key := c.key()
+	if a.uses[key] == 1 {
+		return c
+	}
+	i, ok := a.index[key]
+	if !ok {
+		i = len(a.bodies)
+		a.index[key] = i
+		a.bodies = append(a.bodies, c)
+	}
+	return code{op(shared, uint32(i))}
+}
+
+// key is equal for equal code.
+func (c code) key() string {
+	b := make([]byte, 0, 8*len(c))
+	for _, f := range c {
+		b = append(binary.LittleEndian.AppendUint16(b, f.Code), f.Jt, f.Jf)
+		b = binary.LittleEndian.AppendUint32(b, f.K)
+	}
+	return string(b)
 }
 
 // decide tries the rules of one call in their order.

@@ -1,40 +1,13 @@
 package seccomp
 
 import (
-	"runtime"
 	"slices"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
-
-// x32Bit marks the numbers of x32 calls, which come with x86-64's architecture.
-const x32Bit = 0x40000000
-
-// abi is one way to make system calls.
-type abi struct {
-	name   specs.Arch
-	audit  uint32 // seccomp_data.arch
-	table  *arch.Info
-	narrow bool // arguments have 32 bits
-	muxed  bool // has socketcall and ipc beside the calls that they stand for
-}
-
-// abis are those of this build's processors; a kernel never sees another.
-var abis = map[string][]abi{
-	"amd64": {
-		{name: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, table: arch.X86_64},
-		{name: specs.ArchX86, audit: unix.AUDIT_ARCH_I386, table: arch.I386, narrow: true, muxed: true},
-		{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, table: arch.X32},
-	},
-	"arm64": {
-		{name: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, table: arch.AARCH64},
-		{name: specs.ArchARM, audit: unix.AUDIT_ARCH_ARM, table: arch.ARM, narrow: true},
-	},
-}
 
 var known = []specs.Arch{
 	specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchARM, specs.ArchAARCH64, specs.ArchMIPS, specs.ArchMIPS64,
@@ -42,20 +15,6 @@ var known = []specs.Arch{
 	specs.ArchPPC64LE, specs.ArchS390, specs.ArchS390X, specs.ArchPARISC, specs.ArchPARISC64, specs.ArchRISCV64,
 	specs.ArchLOONGARCH64, specs.ArchM68K, specs.ArchSH, specs.ArchSHEB, "SCMP_ARCH_NATIVE",
 }
-
-// socketcall and ipc are the numbers that the calls have as the first argument of those
-// two (net.h, ipc.h).
-var (
-	socketcall = map[string]uint64{
-		"socket": 1, "bind": 2, "connect": 3, "listen": 4, "accept": 5, "getsockname": 6, "getpeername": 7, "socketpair": 8,
-		"send": 9, "recv": 10, "sendto": 11, "recvfrom": 12, "shutdown": 13, "setsockopt": 14, "getsockopt": 15,
-		"sendmsg": 16, "recvmsg": 17, "accept4": 18, "recvmmsg": 19, "sendmmsg": 20,
-	}
-	ipc = map[string]uint64{
-		"semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12, "msgget": 13, "msgctl": 14,
-		"shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24,
-	}
-)
 
 // rule is what happens to a call if all conditions hold.
 type rule struct {
@@ -73,10 +32,13 @@ type table struct {
 }
 
 // read checks a profile and sorts it by architecture and number.
-func read(p *specs.LinuxSeccomp) ([]*table, error) {
+func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 	fallback, err := action(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
 		return nil, err
+	}
+	if p.DefaultAction == specs.ActNotify {
+		return nil, errs.New(errs.Invalid, "seccomp: %s cannot be the default action", p.DefaultAction)
 	}
 	for _, a := range p.Architectures {
 		if !slices.Contains(known, a) {
@@ -84,14 +46,14 @@ func read(p *specs.LinuxSeccomp) ([]*table, error) {
 		}
 	}
 	var tables []*table
-	for i, a := range abis[runtime.GOARCH] {
+	for i, a := range abis[goarch] {
 		if i > 0 && !slices.Contains(p.Architectures, a.name) {
 			continue
 		}
 		tables = append(tables, &table{abi: a, rules: map[uint32][]rule{}, fallback: fallback})
 	}
 	if len(tables) == 0 {
-		return nil, errs.New(errs.Unsupported, "seccomp: profiles are not supported on %s", runtime.GOARCH)
+		return nil, errs.New(errs.Unsupported, "seccomp: profiles are not supported on %s", goarch)
 	}
 	for i := range p.Syscalls {
 		if err := add(tables, &p.Syscalls[i], fallback); err != nil {
@@ -100,7 +62,7 @@ func read(p *specs.LinuxSeccomp) ([]*table, error) {
 	}
 	for _, t := range tables {
 		switch p.DefaultAction {
-		case specs.ActAllow, specs.ActLog, specs.ActTrace, specs.ActNotify:
+		case specs.ActAllow, specs.ActLog, specs.ActTrace:
 		default:
 			t.enosys = t.newest > 0
 		}
@@ -144,35 +106,58 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 			rules = append(rules, rule{s.Args[i : i+1], ret})
 		}
 	}
-	for _, t := range tables {
-		for _, name := range s.Names {
-			if name == "" {
-				return errs.New(errs.Invalid, "seccomp: a rule names a system call that is empty")
-			}
-			if nr, ok := t.table.SyscallNames[name]; ok {
-				nr := uint32(nr) | uint32(t.table.SeccompMask)
+	for _, name := range s.Names {
+		if name == "" {
+			return errs.New(errs.Invalid, "seccomp: a rule names a system call that is empty")
+		}
+		if name == "write" && s.Action == specs.ActNotify {
+			return errs.New(errs.Invalid, "seccomp: %s cannot be the action of write", s.Action)
+		}
+		for _, t := range tables {
+			nr, ok := t.numbers[name]
+			if ok {
 				t.newest = max(t.newest, nr)
-				if ret != fallback {
-					t.rules[nr] = append(t.rules[nr], rules...)
-				}
 			}
-			if t.muxed && len(s.Args) == 0 && ret != fallback {
-				t.mux("socketcall", socketcall, name, ret)
-				t.mux("ipc", ipc, name, ret)
+			if ret == fallback {
+				continue
+			}
+			for _, r := range rules {
+				if ok {
+					t.add(nr, r)
+				}
+				if t.muxed {
+					t.mux("socketcall", socketcall, name, r)
+					t.mux("ipc", ipc, name, r)
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// mux adds a rule for a call that is also made by way of another.
-func (t *table) mux(by string, calls map[string]uint64, name string, ret uint32) {
+// add adds a rule, without the conditions that always hold.
+func (t *table) add(nr uint32, r rule) {
+	r.conditions = slices.DeleteFunc(slices.Clone(r.conditions), func(a specs.LinuxSeccompArg) bool {
+		return a.Op == specs.OpMaskedEqual && (a.Value == 0 || t.narrow && uint32(a.Value) == 0)
+	})
+	t.rules[nr] = append(t.rules[nr], r)
+}
+
+// mux adds a rule for a call that is also made by way of another, whose first argument
+// tells which call is meant. The call's own arguments are in memory there: a condition on
+// the first gives way, and one on another holds for what the kernel does not look at.
+func (t *table) mux(by string, calls map[string]uint64, name string, r rule) {
 	n, ok := calls[name]
 	if !ok {
 		return
 	}
-	nr := uint32(t.table.SyscallNames[by])
-	t.rules[nr] = append(t.rules[nr], rule{[]specs.LinuxSeccompArg{{Index: 0, Value: n, Op: specs.OpEqualTo}}, ret})
+	conditions := []specs.LinuxSeccompArg{{Index: 0, Value: n, Op: specs.OpEqualTo}}
+	for _, c := range r.conditions {
+		if c.Index != 0 {
+			conditions = append(conditions, c)
+		}
+	}
+	t.add(t.numbers[by], rule{conditions, r.ret})
 }
 
 // action returns what the filter answers.

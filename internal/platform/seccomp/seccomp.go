@@ -9,8 +9,11 @@
 // What a profile means is what runc and libseccomp make of it:
 //
 //   - A rule without conditions wins over rules with conditions for the same call; of
-//     several the first counts. The conditions of a rule must all hold, except that
-//     conditions on the same argument are alternatives.
+//     several the first counts. The conditions of a rule must all hold, except that all
+//     are alternatives if two are on the same argument. A condition with an empty mask is none.
+//   - On 32-bit ABIs, x32 among them, the lower halves of arguments are compared.
+//   - On 32-bit x86 a rule for a call that socketcall or ipc makes as well holds for that
+//     too; a condition on its first argument is lost there, where it cannot be seen.
 //   - A rule whose action is the default one is left out.
 //   - Names that no table knows are left out: profiles name calls of all kernels.
 //   - Calls newer than all that the profile names answer ENOSYS, not the default error:
@@ -24,6 +27,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
+	"runtime"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -65,7 +69,7 @@ func Compile(p *specs.LinuxSeccomp) (*Program, error) {
 	if prog != nil {
 		return prog, nil
 	}
-	prog, err := compile(p)
+	prog, err := compile(p, runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +91,7 @@ func digest(p *specs.LinuxSeccomp) (sum [sha256.Size]byte) {
 	for _, a := range p.Architectures {
 		d.string(string(a))
 	}
+	d.present(p.Flags != nil)
 	d.number(uint64(len(p.Flags)))
 	for _, f := range p.Flags {
 		d.string(string(f))
@@ -126,15 +131,22 @@ func (d *digester) string(s string) {
 }
 
 func (d *digester) errno(n *uint) {
-	if n == nil {
-		d.buf = append(d.buf, 0)
-		return
+	d.present(n != nil)
+	if n != nil {
+		d.number(uint64(*n))
 	}
-	d.buf = append(d.buf, 1)
-	d.number(uint64(*n))
 }
 
-func compile(p *specs.LinuxSeccomp) (*Program, error) {
+func (d *digester) present(is bool) {
+	if is {
+		d.number(1)
+	} else {
+		d.number(0)
+	}
+}
+
+// compile translates for one of the processors that abis knows.
+func compile(p *specs.LinuxSeccomp, goarch string) (*Program, error) {
 	prog := &Program{}
 	if p.Flags == nil {
 		prog.Flags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
@@ -153,13 +165,15 @@ func compile(p *specs.LinuxSeccomp) (*Program, error) {
 			return nil, errs.New(errs.Invalid, "seccomp: flag %q is not known", f)
 		}
 	}
-	tables, err := read(p)
+	tables, err := read(p, goarch)
 	if err != nil {
 		return nil, err
 	}
-	prog.Notify = p.DefaultAction == specs.ActNotify
 	for _, s := range p.Syscalls {
 		prog.Notify = prog.Notify || s.Action == specs.ActNotify
+	}
+	if prog.Flags&unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV != 0 && !prog.Notify {
+		return nil, errs.New(errs.Invalid, "seccomp: flag %s needs a rule with the action %s", specs.LinuxSeccompFlagWaitKillableRecv, specs.ActNotify)
 	}
 	prog.Filter = assemble(tables)
 	if len(prog.Filter) > unix.BPF_MAXINSNS {

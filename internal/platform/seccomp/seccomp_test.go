@@ -1,192 +1,23 @@
 package seccomp
 
 import (
-	"encoding/binary"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 
 	moby "github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
-
-// call is one system call as a filter sees it.
-type call struct {
-	arch uint32
-	nr   uint32
-	args [6]uint64
-}
-
-// vm runs a compiled filter in another implementation of classic BPF.
-func vm(t testing.TB, p *Program) *bpf.VM {
-	t.Helper()
-	raw := make([]bpf.RawInstruction, len(p.Filter))
-	for i, f := range p.Filter {
-		raw[i] = bpf.RawInstruction{Op: f.Code, Jt: f.Jt, Jf: f.Jf, K: f.K}
-	}
-	prog, all := bpf.Disassemble(raw)
-	if !all {
-		t.Fatal("the filter has instructions that are not classic BPF")
-	}
-	m, err := bpf.NewVM(prog)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
-}
-
-func ask(t testing.TB, m *bpf.VM, c call) uint32 {
-	t.Helper()
-	// The VM loads words as on a network, the kernel as on the machine.
-	b := binary.BigEndian.AppendUint32(nil, c.nr)
-	b = binary.BigEndian.AppendUint32(b, c.arch)
-	b = binary.BigEndian.AppendUint64(b, 0)
-	for _, a := range c.args {
-		b = binary.BigEndian.AppendUint32(b, uint32(a))
-		b = binary.BigEndian.AppendUint32(b, uint32(a>>32))
-	}
-	r, err := m.Run(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return uint32(r)
-}
-
-// reference says what a profile means, call by call, with no thought for speed.
-func reference(p *specs.LinuxSeccomp, c call) uint32 {
-	var a *abi
-	for i, x := range abis[runtime.GOARCH] {
-		isX32 := x.name == specs.ArchX32
-		if x.audit == c.arch && isX32 == (c.arch == unix.AUDIT_ARCH_X86_64 && c.nr >= x32Bit && c.nr != ^uint32(0)) &&
-			(i == 0 || slices.Contains(p.Architectures, x.name)) {
-			a = &abis[runtime.GOARCH][i]
-		}
-	}
-	if a == nil {
-		return unix.SECCOMP_RET_KILL_THREAD
-	}
-	fallback, _ := action(p.DefaultAction, p.DefaultErrnoRet)
-	if c.nr == ^uint32(0) && c.arch == unix.AUDIT_ARCH_X86_64 {
-		return fallback
-	}
-	newest := -1
-	var unconditional, conditional []uint32
-	for _, s := range p.Syscalls {
-		ret, _ := action(s.Action, s.ErrnoRet)
-		for _, name := range s.Names {
-			nr, ok := a.table.SyscallNames[name]
-			if ok {
-				newest = max(newest, nr)
-			}
-			if ret == fallback {
-				continue
-			}
-			if ok && uint32(nr|a.table.SeccompMask) == c.nr {
-				if len(s.Args) == 0 {
-					unconditional = append(unconditional, ret)
-				} else if holds(s.Args, c, a.narrow) {
-					conditional = append(conditional, ret)
-				}
-			}
-			if a.muxed && len(s.Args) == 0 {
-				for by, calls := range map[string]map[string]uint64{"socketcall": socketcall, "ipc": ipc} {
-					if n, ok := calls[name]; ok && c.nr == uint32(a.table.SyscallNames[by]) && uint32(c.args[0]) == uint32(n) {
-						conditional = append(conditional, ret)
-					}
-				}
-			}
-		}
-	}
-	switch {
-	case len(unconditional) > 0:
-		return unconditional[0]
-	case len(conditional) > 0:
-		return conditional[0]
-	}
-	permissive := slices.Contains([]specs.LinuxSeccompAction{specs.ActAllow, specs.ActLog, specs.ActTrace, specs.ActNotify}, p.DefaultAction)
-	if newest > 0 && !permissive && int(c.nr&^uint32(a.table.SeccompMask)) > newest {
-		return unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
-	}
-	return fallback
-}
-
-func holds(args []specs.LinuxSeccompArg, c call, narrow bool) bool {
-	count := map[uint]int{}
-	any, all, repeated := false, true, false
-	for _, a := range args {
-		if count[a.Index]++; count[a.Index] > 1 {
-			repeated = true
-		}
-		v, x, y := c.args[a.Index], a.Value, a.ValueTwo
-		if narrow {
-			v, x, y = v&0xffffffff, x&0xffffffff, y&0xffffffff
-		}
-		h := map[specs.LinuxSeccompOperator]bool{
-			specs.OpEqualTo: v == x, specs.OpNotEqual: v != x, specs.OpGreaterThan: v > x, specs.OpGreaterEqual: v >= x,
-			specs.OpLessThan: v < x, specs.OpLessEqual: v <= x, specs.OpMaskedEqual: v&x == y&x,
-		}[a.Op]
-		any, all = any || h, all && h
-	}
-	if repeated {
-		return any
-	}
-	return all
-}
-
-// interesting are argument values around those that the profile compares with.
-func interesting(p *specs.LinuxSeccomp, r *rand.Rand) []uint64 {
-	vs := []uint64{0, 1, ^uint64(0), 1 << 31, 1 << 32, 1<<32 - 1}
-	for _, s := range p.Syscalls {
-		for _, a := range s.Args {
-			for _, v := range []uint64{a.Value, a.ValueTwo} {
-				vs = append(vs, v, v+1, v-1, v|1<<32, v^1<<63, v<<32)
-			}
-		}
-	}
-	for range 4 {
-		vs = append(vs, r.Uint64(), uint64(r.Uint32()))
-	}
-	slices.Sort(vs)
-	return slices.Compact(vs)
-}
-
-// check compares the compiled profile with the reference for every number of every ABI.
-func check(t *testing.T, p *specs.LinuxSeccomp) {
-	t.Helper()
-	prog, err := Compile(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := vm(t, prog)
-	r := rand.New(rand.NewPCG(1, 2))
-	values := interesting(p, r)
-	numbers := []uint32{^uint32(0), ^uint32(0) - 1, 1 << 31, x32Bit - 1}
-	for nr := range uint32(700) {
-		numbers = append(numbers, nr, nr|x32Bit)
-	}
-	for _, arch := range []uint32{unix.AUDIT_ARCH_X86_64, unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_AARCH64, unix.AUDIT_ARCH_ARM, 0} {
-		for _, nr := range numbers {
-			c := call{arch: arch, nr: nr}
-			for n := range 6 {
-				if n > 0 {
-					for i := range c.args {
-						c.args[i] = values[r.IntN(len(values))]
-					}
-				}
-				if got, want := ask(t, m, c), reference(p, c); got != want {
-					t.Fatalf("arch %#x number %#x arguments %#x: %#x, want %#x", c.arch, c.nr, c.args, got, want)
-				}
-			}
-		}
-	}
-}
 
 func defaultProfile(t testing.TB, caps ...string) *specs.LinuxSeccomp {
 	t.Helper()
@@ -198,8 +29,10 @@ func defaultProfile(t testing.TB, caps ...string) *specs.LinuxSeccomp {
 }
 
 func TestDefaultProfile(t *testing.T) {
-	check(t, defaultProfile(t))
-	check(t, defaultProfile(t, "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"))
+	for goarch := range abis {
+		check(t, defaultProfile(t), goarch)
+		check(t, defaultProfile(t, "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"), goarch)
+	}
 	prog, err := Compile(defaultProfile(t))
 	if err != nil {
 		t.Fatal(err)
@@ -213,57 +46,66 @@ func TestDefaultProfile(t *testing.T) {
 	}
 }
 
-// TestRandomProfiles tries every operator, action and combination of rules.
-func TestRandomProfiles(t *testing.T) {
+// randomProfile makes a profile of every operator, action and combination of rules.
+func randomProfile(r *rand.Rand, goarch string) *specs.LinuxSeccomp {
 	ops := []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpEqualTo, specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpMaskedEqual}
 	acts := []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno, specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify}
-	archs := []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM, specs.ArchS390X}
-	var names []string
-	for n := range abis[runtime.GOARCH][0].table.SyscallNames {
-		names = append(names, n)
+	archs := []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM, specs.ArchPPC64LE}
+	names := append(slices.Sorted(maps.Keys(abis[goarch][0].numbers)), "socketcall", "ipc", "no_such_call", "waitpid", "fcntl64")
+	pick := func() specs.LinuxSeccompAction { return acts[r.IntN(len(acts))] }
+	number := func() uint64 {
+		switch r.IntN(4) {
+		case 0:
+			return uint64(r.IntN(4))
+		case 1:
+			return uint64(r.Uint32())
+		case 2:
+			return uint64(r.IntN(3))<<32 | uint64(r.IntN(3))
+		}
+		return r.Uint64()
 	}
-	slices.Sort(names)
-	names = append(names, "socketcall", "ipc", "no_such_call", "waitpid")
+	p := &specs.LinuxSeccomp{DefaultAction: pick()}
+	for p.DefaultAction == specs.ActNotify {
+		p.DefaultAction = pick()
+	}
+	for _, a := range archs {
+		if r.IntN(2) == 0 {
+			p.Architectures = append(p.Architectures, a)
+		}
+	}
+	for range r.IntN(25) {
+		s := specs.LinuxSyscall{Action: pick()}
+		if e := uint(r.IntN(200)); (s.Action == specs.ActErrno || s.Action == specs.ActTrace) && e > 50 {
+			s.ErrnoRet = &e
+		}
+		for range 1 + r.IntN(20) {
+			if n := names[r.IntN(len(names))]; n != "write" || s.Action != specs.ActNotify {
+				s.Names = append(s.Names, n)
+			}
+		}
+		if len(s.Names) == 0 {
+			continue
+		}
+		for range max(0, r.IntN(9)-4) {
+			s.Args = append(s.Args, specs.LinuxSeccompArg{Index: uint(r.IntN(6)), Value: number(), ValueTwo: number(), Op: ops[r.IntN(len(ops))]})
+		}
+		p.Syscalls = append(p.Syscalls, s)
+	}
+	return p
+}
+
+// TestRandomProfiles compares with the reference.
+func TestRandomProfiles(t *testing.T) {
 	rounds := 40
 	if testing.Short() {
 		rounds = 5
 	}
 	for seed := range rounds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			r := rand.New(rand.NewPCG(uint64(seed), 7))
-			pick := func() specs.LinuxSeccompAction { return acts[r.IntN(len(acts))] }
-			number := func() uint64 {
-				switch r.IntN(4) {
-				case 0:
-					return uint64(r.IntN(4))
-				case 1:
-					return uint64(r.Uint32())
-				case 2:
-					return uint64(r.IntN(3))<<32 | uint64(r.IntN(3))
-				}
-				return r.Uint64()
-			}
-			p := &specs.LinuxSeccomp{DefaultAction: pick()}
-			for _, a := range archs {
-				if r.IntN(2) == 0 {
-					p.Architectures = append(p.Architectures, a)
-				}
-			}
-			for range r.IntN(25) {
-				s := specs.LinuxSyscall{Action: pick()}
-				if e := uint(r.IntN(200)); (s.Action == specs.ActErrno || s.Action == specs.ActTrace) && e > 50 {
-					s.ErrnoRet = &e
-				}
-				for range 1 + r.IntN(20) {
-					s.Names = append(s.Names, names[r.IntN(len(names))])
-				}
-				for range max(0, r.IntN(9)-4) {
-					s.Args = append(s.Args, specs.LinuxSeccompArg{Index: uint(r.IntN(6)), Value: number(), ValueTwo: number(), Op: ops[r.IntN(len(ops))]})
-				}
-				p.Syscalls = append(p.Syscalls, s)
-			}
-			check(t, p)
-		})
+		for goarch := range abis {
+			t.Run(fmt.Sprint(goarch, seed), func(t *testing.T) {
+				check(t, randomProfile(rand.New(rand.NewPCG(uint64(seed), 7)), goarch), goarch)
+			})
+		}
 	}
 }
 
@@ -285,6 +127,9 @@ func TestBadProfiles(t *testing.T) {
 		"rule's action":    rule(specs.LinuxSyscall{Action: "x", Names: []string{"read"}}),
 		"rule's errno":     rule(specs.LinuxSyscall{Action: specs.ActErrno, ErrnoRet: &big, Names: []string{"read"}}),
 		"seventh argument": rule(specs.LinuxSyscall{Action: specs.ActAllow, Names: []string{"read"}, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}),
+		"default notify":   {DefaultAction: specs.ActNotify},
+		"notify of write":  rule(specs.LinuxSyscall{Action: specs.ActNotify, Names: []string{"read", "write"}}),
+		"kill and notify":  {DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}},
 		"operator":         rule(specs.LinuxSyscall{Action: specs.ActAllow, Names: []string{"read"}, Args: []specs.LinuxSeccompArg{{Op: "=="}}}),
 	} {
 		if _, err := Compile(p); !errors.Is(err, errs.Invalid) {
@@ -294,6 +139,140 @@ func TestBadProfiles(t *testing.T) {
 	if prog, err := Compile(nil); prog != nil || err != nil {
 		t.Errorf("nil profile: %v, %v", prog, err)
 	}
+}
+
+func TestFlags(t *testing.T) {
+	notify := []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}
+	for _, c := range []struct {
+		flags []specs.LinuxSeccompFlag
+		rules []specs.LinuxSyscall
+		want  uint
+	}{
+		{nil, nil, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+		{[]specs.LinuxSeccompFlag{}, nil, 0},
+		{[]specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}, nil, 0},
+		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog}, nil, unix.SECCOMP_FILTER_FLAG_LOG},
+		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}, nil, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}, notify, unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV},
+	} {
+		prog, err := Compile(&specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: c.flags, Syscalls: c.rules})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if prog.Flags != c.want || prog.Notify != (c.rules != nil) {
+			t.Errorf("%q: flags %#x, notify %t, want %#x", c.flags, prog.Flags, prog.Notify, c.want)
+		}
+	}
+}
+
+// TestCache: it stays within its bound, and whatever it has seen it answers with what a
+// fresh compilation gives.
+func TestCache(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for seed := range maxCached + 20 {
+				p := randomProfile(rand.New(rand.NewPCG(uint64(seed), 19)), runtime.GOARCH)
+				fresh, err := compile(p, runtime.GOARCH)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range 2 {
+					cached, err := Compile(p)
+					if err != nil || !slices.Equal(cached.Filter, fresh.Filter) || cached.Flags != fresh.Flags || cached.Notify != fresh.Notify {
+						t.Errorf("seed %d: another program came from the cache (%v)", seed, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	cache.Lock()
+	defer cache.Unlock()
+	if n := len(cache.programs); n == 0 || n > maxCached {
+		t.Errorf("%d programs are kept, want 1 to %d", n, maxCached)
+	}
+}
+
+// TestDigest: every change of a profile that makes another program gives another name.
+func TestDigest(t *testing.T) {
+	one, two := uint(1), uint(2)
+	base := func() *specs.LinuxSeccomp {
+		return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: &one, Architectures: []specs.Arch{specs.ArchX86}, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog},
+			Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "pipe"}, Action: specs.ActErrno, ErrnoRet: &one, Args: []specs.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: specs.OpMaskedEqual}}}}}
+	}
+	seen := map[[sha256.Size]byte]string{digest(base()): "unchanged"}
+	for name, change := range map[string]func(p *specs.LinuxSeccomp){
+		"default action": func(p *specs.LinuxSeccomp) { p.DefaultAction = specs.ActTrace },
+		"default errno":  func(p *specs.LinuxSeccomp) { p.DefaultErrnoRet = &two },
+		"no errno":       func(p *specs.LinuxSeccomp) { p.DefaultErrnoRet = nil },
+		"architecture":   func(p *specs.LinuxSeccomp) { p.Architectures[0] = specs.ArchX32 },
+		"architectures":  func(p *specs.LinuxSeccomp) { p.Architectures = nil },
+		"flag":           func(p *specs.LinuxSeccomp) { p.Flags[0] = specs.LinuxSeccompFlagSpecAllow },
+		"empty flags":    func(p *specs.LinuxSeccomp) { p.Flags = []specs.LinuxSeccompFlag{} },
+		"no flags":       func(p *specs.LinuxSeccomp) { p.Flags = nil },
+		"name":           func(p *specs.LinuxSeccomp) { p.Syscalls[0].Names[0] = "open" },
+		"names":          func(p *specs.LinuxSeccomp) { p.Syscalls[0].Names = []string{"readpipe"} },
+		"action":         func(p *specs.LinuxSeccomp) { p.Syscalls[0].Action = specs.ActTrace },
+		"errno":          func(p *specs.LinuxSeccomp) { p.Syscalls[0].ErrnoRet = &two },
+		"index":          func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args[0].Index = 2 },
+		"value":          func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args[0].Value = 3 },
+		"second value":   func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args[0].ValueTwo = 2 },
+		"operator":       func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args[0].Op = specs.OpEqualTo },
+		"no conditions":  func(p *specs.LinuxSeccomp) { p.Syscalls[0].Args = nil },
+		"no rules":       func(p *specs.LinuxSeccomp) { p.Syscalls = nil },
+	} {
+		p := base()
+		change(p)
+		d := digest(p)
+		if other, ok := seen[d]; ok {
+			t.Errorf("%s has the name of %s", name, other)
+		}
+		seen[d] = name
+	}
+}
+
+// FuzzCompile: whatever a profile says, it is refused with a reason or makes a program that
+// runs to its end and says what the profile means.
+func FuzzCompile(f *testing.F) {
+	for seed := range 8 {
+		p, err := json.Marshal(randomProfile(rand.New(rand.NewPCG(uint64(seed), 17)), "amd64"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(p, uint32(seed), uint64(1), uint64(2))
+	}
+	f.Fuzz(func(t *testing.T, profile []byte, nr uint32, a, b uint64) {
+		p := new(specs.LinuxSeccomp)
+		if json.Unmarshal(profile, p) != nil {
+			return
+		}
+		for goarch := range abis {
+			prog, err := compile(p, goarch)
+			if err != nil {
+				if !errors.Is(err, errs.Invalid) {
+					t.Fatal(err)
+				}
+				continue
+			}
+			m, o := vm(t, prog.Filter), newOracle(p, goarch)
+			for i := range abis[goarch] {
+				abi := &abis[goarch][i]
+				numbers := []uint32{nr &^ (1 << 31)}
+				for n := range o.rules[abi] {
+					numbers = append(numbers, n)
+				}
+				for _, n := range numbers {
+					c := call{arch: abi.audit, nr: n, args: [6]uint64{a, b, a ^ b, a + b, a - b, 0}}
+					if got, want := ask(t, m, c), o.meaning(c).ret; got != want {
+						t.Fatalf("%s, call %+v: %#x, want %#x", goarch, c, got, want)
+					}
+				}
+			}
+		}
+	})
 }
 
 // TestTooLong: a profile that does not fit the kernel's limit is refused, and not cut.
@@ -320,7 +299,7 @@ func BenchmarkCompileCached(b *testing.B) {
 func BenchmarkCompile(b *testing.B) {
 	p := defaultProfile(b)
 	for b.Loop() {
-		if _, err := compile(p); err != nil {
+		if _, err := compile(p, runtime.GOARCH); err != nil {
 			b.Fatal(err)
 		}
 	}

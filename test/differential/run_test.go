@@ -1,0 +1,282 @@
+package differential
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Runtime is a command with runc's flags.
+type Runtime struct {
+	Name string // in names of containers and directories
+	Path string
+	Env  []string
+}
+
+// Outcome is what a runtime made of a case: findings by their names.
+type Outcome map[string]string
+
+// patience is how long a container may take: the machine may be busy.
+const patience = 60 * time.Second
+
+// Run runs a case. What it finds is the same for every run of the same runtime: numbers
+// of processes and names of directories are replaced by what they stand for.
+func (r *Runtime) Run(t testing.TB, c Case, work, cgroup, programs string) Outcome {
+	id := r.Name + "-" + c.Name
+	dir := filepath.Join(work, id)
+	b := newBundle(t, dir, id, cgroup, programs)
+	defer os.RemoveAll(dir)
+	defer b.close()
+	c.Make(t, b)
+	b.write(t)
+
+	out := Outcome{}
+	clean := strings.NewReplacer(dir, "$BUNDLE", id, "$ID", cgroup, "$CGROUPS")
+	r.run(t, b, out, clean)
+	for _, hook := range glob(dir + "/hooks.*") {
+		content, _ := os.ReadFile(hook)
+		out[filepath.Base(hook)] = pidInState.ReplaceAllString(clean.Replace(string(content)), `"pid":$$PID`)
+	}
+	leftovers(dir, id, cgroup, out)
+	rootfs(dir, out)
+	return out
+}
+
+var pidInState = regexp.MustCompile(`"pid":\s*[1-9][0-9]*`)
+
+// run runs the container and looks at it while the program inside waits.
+func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Replacer) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	args := append([]string{"--root", b.Path("state"), "run", "--bundle", b.Dir, "--pid-file", b.Path("pid")}, b.Flags...)
+	cmd := exec.CommandContext(ctx, r.Path, append(args, b.ID)...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=/run"}, r.Env...)
+	cmd.Dir = b.Dir
+	cmd.WaitDelay = 5 * time.Second
+	cmd.ExtraFiles = b.Extra
+	var stderr bytes.Buffer
+	var stdin io.WriteCloser
+	var stdout io.ReadCloser
+	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
+	if terminal {
+		master, slave := openTerminal(t)
+		defer master.Close()
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		defer slave.Close()
+		stdin, stdout = master, master
+	} else {
+		cmd.Stderr = &stderr
+		var w *os.File
+		var err error
+		if stdout, w, err = os.Pipe(); err != nil {
+			t.Fatal(err)
+		}
+		defer stdout.Close()
+		defer w.Close()
+		cmd.Stdout = w
+		if !b.NoStdin {
+			if stdin, err = cmd.StdinPipe(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// Our ends are closed, so that reading ends with the container.
+	for _, f := range []any{cmd.Stdin, cmd.Stdout} {
+		if f, ok := f.(*os.File); ok {
+			f.Close()
+		}
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- cmd.Wait() }()
+
+	told, complete := readReport(stdout)
+	maps.Copy(out, told)
+	if complete {
+		pid, err := readInt(b.Path("pid"))
+		if err != nil {
+			out["pid file"] = err.Error()
+		} else {
+			ownIDs(out, pid, cmd.Process.Pid)
+			lookAt(pid, b, out)
+		}
+	}
+	if stdin != nil {
+		if terminal {
+			stdin.Write([]byte(".\n"))
+		} else {
+			stdin.Close()
+		}
+	}
+	rest := make(chan []byte, 1)
+	go func() {
+		all, _ := io.ReadAll(stdout)
+		rest <- all
+	}()
+	err := <-waited
+	if terminal {
+		stdin.Close()
+	}
+	if !complete {
+		out["stdout"] = told["stdout"]
+	}
+	text := stderr.String()
+	if terminal && !complete {
+		text = told["stdout"] + string(<-rest)
+		delete(out, "stdout")
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		out["exit"] = "0"
+	case ctx.Err() != nil:
+		out["exit"] = "never"
+	case errors.As(err, &exit):
+		out["exit"] = exit.String()
+	default:
+		out["exit"] = err.Error()
+	}
+	out["error"] = "none"
+	if !complete || out["exit"] != "0" {
+		out["error"] = classify(text)
+	}
+	for k, v := range out {
+		if n := clean.Replace(v); n != v {
+			out[k] = n
+		}
+		if n := clean.Replace(k); n != k {
+			delete(out, k)
+			out[n] = clean.Replace(v)
+		}
+	}
+	out["stderr"] = clean.Replace(strings.TrimSpace(text)) // for the reader, not compared
+}
+
+// readReport reads what the program inside says, up to its end.
+func readReport(r io.Reader) (out Outcome, complete bool) {
+	out = Outcome{}
+	in := bufio.NewReader(r)
+	var other strings.Builder
+	for {
+		line, err := in.ReadString('\n')
+		key, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), "\t")
+		switch {
+		case ok && key == "done":
+			return out, true
+		case ok:
+			k, err1 := strconv.Unquote(key)
+			v, err2 := strconv.Unquote(value)
+			if err1 != nil || err2 != nil {
+				other.WriteString(line)
+				break
+			}
+			out[k] = v
+		default:
+			other.WriteString(line)
+		}
+		if err != nil {
+			out["stdout"] = other.String()
+			return out, false
+		}
+	}
+}
+
+// ownIDs replaces the numbers of processes in what the program inside said of itself.
+func ownIDs(out Outcome, pid, runtime int) {
+	words := strings.Fields(out["ids"])
+	for i, w := range words {
+		switch w {
+		case strconv.Itoa(pid):
+			words[i] = "$PID"
+		case strconv.Itoa(runtime):
+			words[i] = "$RUNTIME"
+		}
+	}
+	out["ids"] = strings.Join(words, " ")
+	for fd := range 3 {
+		k := "descriptor " + strconv.Itoa(fd)
+		out[k] = strings.ReplaceAll(out[k], " foreground "+strconv.Itoa(pid)+" ", " foreground $PID ")
+	}
+}
+
+// openTerminal makes a pseudoterminal of 24 by 80 for the runtime to run in.
+func openTerminal(t testing.TB) (master, slave *os.File) {
+	t.Helper()
+	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	master = os.NewFile(uintptr(m), "ptmx")
+	if err := unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(m, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(m, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	return master, slave
+}
+
+// classes are the kinds of errors that runtimes have to tell apart, by what they say.
+// The first that fits counts.
+var classes = []struct {
+	name string
+	re   *regexp.Regexp
+}{
+	{"none", regexp.MustCompile(`^\s*$`)},
+	{"program not found", regexp.MustCompile(`(?i)executable file not found|exec.*no such file|no such file.*exec|program .* (not found|does not exist)`)},
+	{"program not executable", regexp.MustCompile(`(?i)exec.*(permission denied|format error|is a directory)|(permission denied|format error).*exec`)},
+	{"not there", regexp.MustCompile(`(?i)no such file|not found|does not exist|not exist|no such device`)},
+	{"exists", regexp.MustCompile(`(?i)already exists|file exists`)},
+	{"not permitted", regexp.MustCompile(`(?i)not permitted|permission denied|read-only file system`)},
+	{"bad value", regexp.MustCompile(`(?i)invalid|unknown|not (known|allowed|supported|valid)|unsupported|must|cannot|can't|malformed|unmarshal|unexpected|unable|wrong|needs?|required?|no effect|out of range|too (long|large|big|many)`)},
+}
+
+// classify says of which kind an error is.
+func classify(text string) string {
+	for _, c := range classes {
+		if c.re.MatchString(text) {
+			return c.name
+		}
+	}
+	return "another"
+}
+
+func readInt(path string) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+func glob(pattern string) []string {
+	names, _ := filepath.Glob(pattern)
+	slices.Sort(names)
+	return names
+}
