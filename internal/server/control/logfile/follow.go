@@ -77,7 +77,7 @@ func (r *reader) log(ctx context.Context, path string) (next string, err error) 
 			defer wake.close()
 		}
 	}
-	f, skip, err := r.begin(path)
+	f, skip, err := begin(path, r.o.Tail)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -175,7 +175,8 @@ func (r *reader) log(ctx context.Context, path string) (next string, err error) 
 		}
 		wake.wait(ctx, pollMore)
 		if f == nil {
-			if f, err = os.Open(path); err == nil {
+			// All of it is new, what has been rotated meanwhile as well.
+			if f, _, err = begin(path, -1); err == nil {
 				in.Reset(f)
 			} else if !errors.Is(err, fs.ErrNotExist) {
 				return "", err
@@ -192,9 +193,9 @@ func rotated(path string, age int) string {
 	return path + "." + strconv.Itoa(age)
 }
 
-// begin opens the file to start at, and tells the offset in it.
-func (r *reader) begin(path string) (*os.File, int64, error) {
-	left := r.o.Tail
+// begin opens the file in which the last so many lines begin, and tells the offset in it;
+// below 0 is all that there is.
+func begin(path string, left int64) (*os.File, int64, error) {
 	if left == 0 {
 		f, err := os.Open(path)
 		if err != nil {
@@ -204,10 +205,16 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 		return f, end, err
 	}
 	var f *os.File
-	for age := 0; ; age++ {
+	for age, tries := 0, 0; ; age++ {
 		older, err := os.Open(rotated(path, age))
 		if errors.Is(err, fs.ErrNotExist) {
-			if f == nil && age == 0 {
+			if _, err := os.Stat(rotated(path, age+1)); err == nil && tries < rotationTries {
+				// A gap: a rotation is under way, which shifts the oldest file first.
+				time.Sleep(rotationPause)
+				age, tries = age-1, tries+1
+				continue
+			}
+			if f == nil {
 				return nil, 0, err
 			}
 			return f, 0, nil // the oldest, from its beginning
@@ -216,7 +223,11 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 			return nil, 0, err
 		}
 		if f != nil {
+			same := sameFile(f, older)
 			f.Close()
+			if f = older; same { // rotated since it was looked at
+				continue
+			}
 		}
 		f = older
 		if left > 0 {
@@ -230,6 +241,18 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 			}
 		}
 	}
+}
+
+// A rotation takes microseconds; a gap that stays was made by somebody else.
+const (
+	rotationTries = 50
+	rotationPause = time.Millisecond
+)
+
+func sameFile(a, b *os.File) bool {
+	x, xerr := a.Stat()
+	y, yerr := b.Stat()
+	return xerr == nil && yerr == nil && os.SameFile(x, y)
 }
 
 // newer returns the file that took f's place, opened, or nil while f is the one being
