@@ -45,7 +45,7 @@ func (h *host) podOptions() pod.Options {
 func (h *host) controlOptions(ready <-chan struct{}, fallback http.Handler) control.Options {
 	c := h.config
 	facts := control.Facts{
-		Version: version, Instance: c.Instance, Root: c.Root, Run: c.Run, Cgroup: c.Cgroup.Driver, StartedAt: time.Now(),
+		Version: version, Instance: c.Instance, Root: c.Root, Run: c.Run, Cgroup: h.pods.Cgroups().String(), StartedAt: time.Now(),
 		Warnings: h.network.Warnings(), Logs: filepath.Join(c.Root, "logs"), Containers: filepath.Join(c.Root, "containers"),
 	}
 	for _, b := range []string{c.Network.IPv4Block, c.Network.IPv6Block} {

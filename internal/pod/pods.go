@@ -359,6 +359,9 @@ func (p *Pods) UsedImages() map[string]bool {
 	return used
 }
 
+// Cgroups tells which control groups the machine has and who makes ours.
+func (p *Pods) Cgroups() cgroup.Layout { return p.cgroups.Layout() }
+
 // Keeper describes the keeper's process.
 func (p *Pods) Keeper(ctx context.Context) (string, error) {
 	c, err := p.runtime.get(ctx)

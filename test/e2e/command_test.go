@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"golang.org/x/sys/unix"
 )
@@ -264,6 +265,13 @@ func TestCommands(t *testing.T) {
 		}
 		if out := n.orlop("stats"); !strings.Contains(out, "tool") {
 			t.Errorf("%s", out)
+		}
+		layout, err := cgroup.Open(cgroup.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out := n.orlop("system", "info"); !strings.Contains(out, layout.Layout().String()+"\n") {
+			t.Errorf("no word of %q: %s", layout.Layout(), out)
 		}
 		for _, args := range []string{"system info", "system df", "image ls", "volume ls", "version", "image inspect localhost/tool:1", "ps -o wide", "ps -o yaml", "stats -o json", "events -o json"} {
 			n.orlop(strings.Fields(args)...)

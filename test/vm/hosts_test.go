@@ -19,7 +19,6 @@ type suite struct {
 	name string   // of the subtest; "" is the last part of pkg
 	pkg  string   // below the module
 	run  string   // -test.run; "" is all. What runs here is 5 to 30 times slower
-	skip string   // -test.skip
 	tags string   // build tags
 	env  []string // added to the environment
 }
@@ -36,21 +35,19 @@ var hosts = []struct {
 	{name: "v2", options: Options{MemoryMiB: 2048}, suites: []suite{
 		{pkg: "internal/platform/cgroup"},
 		{pkg: "internal/platform/namespace"},
-		{pkg: "internal/platform/seccomp"},
-		{pkg: "internal/platform/executor"},
-		{pkg: "internal/platform/keeper"},
+		{pkg: "internal/platform/overlay"},
 		{pkg: "internal/platform/keeper/pidfd"},
-		{pkg: "internal/network"},
-		{pkg: "internal/network/routed"},
-		{pkg: "internal/volume"},
-		{pkg: "internal/image"},
+		{pkg: "internal/platform/executor"}, // seccomp is in it where it needs a kernel
+		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
+			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
+		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding|TestReconcileRepairs)$"},
+		{pkg: "internal/network/routed", run: "^(TestWholeHostForwarding|TestRestore)$"},
+		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
 		{pkg: "test/e2e", run: "^TestNotes$"},
 	}},
 	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
 		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
-		{pkg: "internal/platform/executor"},
-		{pkg: "internal/platform/keeper"},
-		{pkg: "test/e2e", run: "^TestNotes$"},
+		{pkg: "internal/platform/keeper", run: "^(TestSharedPID|TestSignalAll|TestPause|TestOOM|TestExecOutlivesKeeper|TestEndsWithoutKeeper|TestUpgrade)$"},
 	}},
 }
 
@@ -83,7 +80,7 @@ func TestHosts(t *testing.T) {
 					var out bytes.Buffer
 					start := time.Now()
 					code, err := m.Run(Command{
-						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run, "-test.skip", s.skip},
+						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run},
 						Env:  append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C", programs.Env + "=" + built}, s.env...),
 						Dir:  filepath.Join(moduleDir(t), s.pkg), Stdout: &out, Stderr: &out,
 					})

@@ -5075,7 +5075,7 @@ type InfoResponse struct {
 	Architecture      string                 `protobuf:"bytes,11,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	Cpus              int32                  `protobuf:"varint,12,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	MemoryBytes       int64                  `protobuf:"varint,13,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Cgroup            string                 `protobuf:"bytes,14,opt,name=cgroup,proto3" json:"cgroup,omitempty"`       // v2, v1, hybrid; driver
+	Cgroup            string                 `protobuf:"bytes,14,opt,name=cgroup,proto3" json:"cgroup,omitempty"`       // layout and driver: "v2, driver systemd"
 	Addresses         []string               `protobuf:"bytes,15,rep,name=addresses,proto3" json:"addresses,omitempty"` // blocks of pods' addresses
 	Pods              int32                  `protobuf:"varint,16,opt,name=pods,proto3" json:"pods,omitempty"`
 	PodsRunning       int32                  `protobuf:"varint,17,opt,name=pods_running,json=podsRunning,proto3" json:"pods_running,omitempty"`

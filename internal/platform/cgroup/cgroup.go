@@ -66,5 +66,8 @@ type Layout struct {
 	Controllers map[string]string
 }
 
+// String is for people: "hybrid, driver cgroupfs".
+func (l Layout) String() string { return string(l.Mode) + ", driver " + string(l.Driver) }
+
 // Names returns the names of the controllers, sorted.
 func (l Layout) Names() []string { return slices.Sorted(maps.Keys(l.Controllers)) }

@@ -68,7 +68,7 @@ func TestSystemd(t *testing.T) {
 		if os.Getenv("ORLOP_TEST_SYSTEMD") != "" {
 			t.Fatal(err)
 		}
-		t.Skip("run by test/vm (TestCgroupV2Host/cgroup-systemd): ", err)
+		t.Skip("run by test/vm (TestHosts/systemd/cgroup): ", err)
 	}
 	if auto, err := Open(Options{}); err != nil || auto.layout.Driver != Systemd {
 		t.Errorf("by itself: %+v, %v", auto, err)

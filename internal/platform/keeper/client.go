@@ -399,6 +399,11 @@ type Exec struct {
 	id      uint64
 	pidfd   *os.File
 	started uint64
+
+	ask      sync.Once     // the keeper forgets the process when it has answered: it is asked once
+	answered chan struct{} // made by ask
+	exit     Exit          // set when answered is closed
+	err      error
 }
 
 // Exec runs a process in the container. It outlives this client, and the keeper.
@@ -433,12 +438,23 @@ func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error)
 	return e, nil
 }
 
-// Wait returns how the process ended, waiting for it. It may be called once. Where the
-// keeper is lost meanwhile the kernel is asked (PIDFD_INFO_EXIT, Linux 6.15; Exit.Known
-// is false before).
+// Wait returns how the process ended, waiting for it. After a wait that ctx ended it may be
+// called again. Where the keeper is lost meanwhile the kernel is asked (PIDFD_INFO_EXIT,
+// Linux 6.15; Exit.Known is false before).
 func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
-	err = e.c.call(ctx, "exec-wait", ExecRef{e.id}, nil, &x)
-	if errors.Is(err, errs.Unavailable) {
+	e.ask.Do(func() {
+		e.answered = make(chan struct{})
+		go func() { // it ends with the process, or with the client
+			defer close(e.answered)
+			e.err = e.c.call(context.Background(), "exec-wait", ExecRef{e.id}, nil, &e.exit)
+		}()
+	})
+	select {
+	case <-e.answered:
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
+	if x, err = e.exit, e.err; errors.Is(err, errs.Unavailable) {
 		x, err = e.waitAlone(ctx)
 	}
 	if err == nil || ctx.Err() == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -80,8 +81,52 @@ func TestSharedPID(t *testing.T) {
 	if err := r.c.Signal(r.ctx, "pause", unix.SIGTERM, false); err != nil {
 		t.Error(err)
 	}
-	if x := r.wait("pause"); !x.Known {
+	if x := r.wait("pause"); !r.ended(x, 0) {
 		t.Errorf("exit of pause %+v", x)
+	}
+}
+
+// A container of an earlier keeper whose parent reaps it late, and whose zombie this keeper
+// may not read: it has ended when it is reaped, on kernels too that tell nobody of that.
+func TestReapedLate(t *testing.T) {
+	// What the keeper leaves behind is ours to reap.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	r := newRig(t)
+	s := r.sh("a", "read x; exit 0")
+	s.Stdin = true
+	st := r.run(s)
+	w, err := r.c.StdinWriter(r.ctx, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.kill()
+	less := filepath.Join(t.TempDir(), "less")
+	if err := os.WriteFile(less, []byte("#!/bin/sh\nexec setpriv --bounding-set=-sys_ptrace "+bin+"/orlop-keeper \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := keeper.Spawn(r.ctx, keeper.SpawnOptions{Binary: less, Init: bin + "/orlop-init", Dir: r.dir, LogFile: r.logs + "/keeper.log"}); err != nil {
+		t.Fatalf("%v\n%s", err, r.keeperLog())
+	}
+	r.dial()
+	fmt.Fprintln(w, "end")
+	w.Close()
+	var si unix.Siginfo // it has ended, and stays a zombie
+	if err := unix.Waitid(unix.P_PID, st.PID, &si, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, 300*time.Millisecond)
+	defer cancel()
+	if x, err := r.c.Wait(ctx, "a"); err == nil {
+		t.Errorf("an end before anybody could know it: %+v", x)
+	}
+	if _, err := unix.Wait4(st.PID, nil, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if x := r.wait("a"); !r.ended(x, 0) {
+		t.Errorf("exit %+v", x)
 	}
 }
 
@@ -142,7 +187,7 @@ func TestPause(t *testing.T) {
 	if err := r.c.Signal(r.ctx, "a", unix.SIGKILL, false); err != nil {
 		t.Fatal(err)
 	}
-	if x := r.wait("a"); x.Signal != 9 || x.OOMKilled {
+	if x := r.wait("a"); !r.ended(x, 137) || x.OOMKilled {
 		t.Errorf("exit %+v", x)
 	}
 }

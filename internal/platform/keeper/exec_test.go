@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -114,7 +115,7 @@ func TestExecOutlivesKeeper(t *testing.T) {
 			w.Close()
 			text, _ := io.ReadAll(out)
 			r.spawn()
-			if x := <-ended; x.Code != 21 || !x.Known || string(text) != "got it\n" {
+			if x := <-ended; !r.ended(x, 21) || string(text) != "got it\n" {
 				t.Errorf("%+v, %q", x, text)
 			}
 			if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.PID)); err == nil && !strings.Contains(string(st), ") Z ") {
@@ -156,6 +157,12 @@ func TestExecErrors(t *testing.T) {
 	}
 	if err := e.Signal(r.ctx, unix.SIGTERM); err != nil {
 		t.Error(err)
+	}
+	// The first wait was answered, if nobody heard it: the end is there for the next.
+	for deadline := time.Now().Add(10 * time.Second); unix.Kill(e.PID, 0) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not end")
+		}
 	}
 	if x, err := e.Wait(r.ctx); err != nil || x.Signal != 15 {
 		t.Errorf("%+v %v", x, err)

@@ -75,7 +75,7 @@ func killedAt(t *testing.T, point string, count int) {
 			return err
 		}
 		x, err := e.Wait(r.ctx)
-		if err == nil && (x.Code != 4 || !x.Known) {
+		if err == nil && !r.ended(x, 4) {
 			t.Errorf("exec: %+v", x)
 		}
 		return err
@@ -102,7 +102,7 @@ func killedAt(t *testing.T, point string, count int) {
 	})
 	var x keeper.Exit
 	retry("wait", func() (err error) { x, err = r.c.Wait(r.ctx, "a"); return err })
-	if x.Code != 3 || !x.Known {
+	if !r.ended(x, 3) {
 		t.Errorf("exit %+v\n%s", x, r.keeperLog())
 	}
 	lines := r.log("a")

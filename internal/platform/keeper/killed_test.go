@@ -31,7 +31,7 @@ func TestKilledUnderWriters(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"a", "b"} {
-		if x := r.wait(id); x.Code != 3 || !x.Known {
+		if x := r.wait(id); !r.ended(x, 3) {
 			t.Errorf("%s: exit %+v\n%s", id, x, r.keeperLog())
 		}
 		next := map[string]int{}
@@ -69,7 +69,7 @@ func TestKilledUnderBursts(t *testing.T) {
 			break
 		}
 	}
-	if x := r.wait("a"); x.Code != 3 || !x.Known {
+	if x := r.wait("a"); !r.ended(x, 3) {
 		t.Errorf("exit %+v\n%s", x, r.keeperLog())
 	}
 	lines := r.log("a")
@@ -110,7 +110,7 @@ func TestEndsWithoutKeeper(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	r.spawn()
-	if x := r.wait("b"); x.Code != 43 || !x.Known {
+	if x := r.wait("b"); !r.ended(x, 43) {
 		t.Errorf("exit %+v", x)
 	}
 	if got := strings.Join(r.log("b"), "|"); got != "stdout F got hello" {

@@ -17,6 +17,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd/pidfdtest"
 	"github.com/orlop-io/orlop/test/programs"
 )
 
@@ -267,6 +268,16 @@ func (r *rig) wait(id string) keeper.Exit {
 		r.t.Fatalf("wait for %s: %v\n%s", id, err, r.keeperLog())
 	}
 	return x
+}
+
+// ended tells whether x is that end. Of a process whose parent was a keeper that was killed
+// only the kernel can tell it: where it keeps nothing, it may be unknown, and says so.
+func (r *rig) ended(x keeper.Exit, code int) bool {
+	r.t.Helper()
+	if !x.Known && !pidfdtest.Keeps(r.t) {
+		return x.Code == 255
+	}
+	return x.Known && x.Code == code
 }
 
 // log returns the log's lines without their times, after all rotated files.

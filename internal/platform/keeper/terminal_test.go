@@ -59,7 +59,7 @@ func TestTerminalKilled(t *testing.T) {
 	}
 	fmt.Fprintln(w, "it")
 	w.Close()
-	if x := r.wait("a"); x.Code != 6 || !x.Known {
+	if x := r.wait("a"); !r.ended(x, 6) {
 		t.Errorf("exit %+v\n%s", x, r.keeperLog())
 	}
 	lines := r.log("a")

@@ -41,7 +41,7 @@ type Facts struct {
 	Version   string
 	Instance  string
 	Root, Run string
-	Cgroup    string   // v2, hybrid …, with the driver
+	Cgroup    string   // layout and driver: "hybrid, driver cgroupfs"
 	Addresses []string // blocks of pods' addresses
 	Warnings  []string // what an operator should know of this host
 	StartedAt time.Time

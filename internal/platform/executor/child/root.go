@@ -65,10 +65,32 @@ func (s *state) tree(i int, recursive bool, path string) *fail {
 	return failed(err, path)
 }
 
-// overlay mounts the root's layers. Layers are handed to the kernel one by one
-// (lowerdir+, Linux 6.7), so their number is not limited by a page of options.
+// overlay mounts the root's layers. Where the kernel cannot take them one by one, it is
+// done by mount(2); that is looked into only once it has failed.
 func (s *state) overlay(i int, volatile bool, args []string) *fail {
 	upper, work, lower, at := args[0], args[1], args[2:len(args)-1], args[len(args)-1]
+	f := s.overlayNew(i, volatile, upper, work, lower)
+	if f != nil && f.errno == unix.EINVAL && !takesLayers() {
+		return s.overlayOld(i, volatile, upper, work, lower, at)
+	}
+	return f
+}
+
+// takesLayers tells whether overlayfs knows lowerdir+ (Linux 6.7). Before 6.5 it has no
+// contexts of its own: options are collected unread, and what is not known fails when the
+// filesystem is made, or when they are longer than a page.
+func takesLayers() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil && unix.FsconfigSetString(fs, "no such option", "") != nil
+}
+
+// overlayNew hands the layers to the kernel one by one, so their number is not limited by a
+// page of options.
+func (s *state) overlayNew(i int, volatile bool, upper, work string, lower []string) *fail {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return failed(err, "overlay")
@@ -77,15 +99,12 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 	if err := unix.FsconfigSetString(fs, "source", "overlay"); err != nil {
 		return s.fsFailed(fs, err, "overlay")
 	}
-	for n, l := range lower {
+	for _, l := range lower {
 		p, f := short(l)
 		if f != nil {
 			return f
 		}
 		if err := unix.FsconfigSetString(fs, "lowerdir+", p); err != nil {
-			if err == unix.EINVAL && n == 0 && exists(l) { // 6.5 and 6.6 do not know the option
-				return s.overlayOld(i, volatile, upper, work, lower, at)
-			}
 			return s.fsFailed(fs, err, l)
 		}
 	}
@@ -106,11 +125,6 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		// Before 6.5 overlayfs has no contexts of its own: options are collected unread, and
-		// the one that is not known fails here, without a word.
-		if err == unix.EINVAL && readsNoOptions() {
-			return s.overlayOld(i, volatile, upper, work, lower, at)
-		}
 		return s.fsFailed(fs, err, lower[0])
 	}
 	attr := 0
@@ -172,21 +186,6 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 	}
 	s.put(i, fd, true)
 	return nil
-}
-
-// readsNoOptions tells whether the kernel takes any option for a context of overlayfs, as it
-// does for filesystems that it only knows how to mount by mount(2).
-func readsNoOptions() bool {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "no such option", "") == nil
-}
-
-func exists(path string) bool {
-	return unix.Faccessat(unix.AT_FDCWD, path, unix.F_OK, 0) == nil
 }
 
 // short returns a name for path that fsconfig takes as it is.

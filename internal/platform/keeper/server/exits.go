@@ -26,6 +26,9 @@ func (c *container) watchExit(events uint32) error {
 	return c.s.poll.watch(int(c.pidfd.Fd()), events, func(uint32) { c.onExit() })
 }
 
+// lookAgain is the pause between two looks at a process that has ended and is not reaped.
+const lookAgain = 100 * time.Millisecond
+
 // onExit finds out how the process ended, if it has.
 func (c *container) onExit() {
 	c.mu.Lock()
@@ -54,7 +57,9 @@ func (c *container) onExit() {
 	case err == pidfd.ErrRuns:
 		err = c.watchExit(unix.EPOLLIN)
 	case err == nil && again:
+		// Before Linux 6.9 there is no hang-up to wait for.
 		err = c.watchExit(0)
+		time.AfterFunc(lookAgain, c.onExit)
 	default:
 		c.child = false // what there was to reap is reaped
 		if c.gate != nil {
