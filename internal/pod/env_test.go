@@ -6,8 +6,8 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
-	"slices"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
