@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH" HOME="$$HOME"
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
-.PHONY: up down build test test-go test-e2e lint vuln bench help generate clean
+.PHONY: up down build test lint fuzz vuln bench help generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: ## gofmt, go vet and staticcheck
 	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt wants: $$out" >&2; exit 1; }
 	@$(GO) vet ./... && $(GO) vet -tags faults ./...
 	@$(GO) run $(STATICCHECK) ./...
+
+fuzz: ## search each fuzz target for FUZZTIME (10s); PATTERN chooses
+	@$(SUDO) env FUZZTIME='$(FUZZTIME)' PATTERN='$(PATTERN)' test/fuzz.sh
 
 vuln: ## look for known vulnerabilities in what is linked in (needs the network)
 	@$(GO) run $(GOVULNCHECK) ./...

@@ -147,6 +147,9 @@ func printResults(out, talk io.Writer, results []*orlopv1.ObjectResult) error {
 	for _, r := range results {
 		if r.Change != "" {
 			fmt.Fprintf(out, "%s %s\n", refWord(r.Ref), r.Change)
+			if r.Message != "" {
+				fmt.Fprintf(talk, "%s: %s\n", refWord(r.Ref), clean(r.Message))
+			}
 			continue
 		}
 		at := ""

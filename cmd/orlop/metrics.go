@@ -53,7 +53,7 @@ func (h *host) sources() []web.Source {
 			put(float64(len(h.network.List())))
 			return nil
 		}},
-		{Name: "volume_pool_bytes", Help: "The pool of volumes: its capacity, what is used, free and promised.", Labels: []string{"what"},
+		{Name: "volume_pool_bytes", Help: "The pool of volumes: its capacity, what is used, free, promised and can be promised still.", Labels: []string{"what"},
 			Read: func(ctx context.Context, put put) error {
 				s, err := h.volumes.Stats(ctx)
 				if err != nil {
@@ -63,6 +63,28 @@ func (h *host) sources() []web.Source {
 				put(float64(s.UsedBytes), "used")
 				put(float64(s.FreeBytes), "free")
 				put(float64(s.PromisedBytes), "promised")
+				put(float64(s.PromisableBytes), "promisable")
+				return nil
+			}},
+		{Name: "volume_disk_bytes", Help: "The disk below the pool of volumes: what is free, and the reserve that new volumes stop at.", Labels: []string{"what"},
+			Read: func(ctx context.Context, put put) error {
+				s, err := h.volumes.Stats(ctx)
+				if err != nil {
+					return err
+				}
+				put(float64(s.HostFreeBytes), "free")
+				put(float64(s.ReserveBytes), "reserve")
+				return nil
+			}},
+		{Name: "volumes", Help: "Claims, those that a pod uses, and scratch spaces of pods.", Labels: []string{"what"},
+			Read: func(ctx context.Context, put put) error {
+				s, err := h.volumes.Stats(ctx)
+				if err != nil {
+					return err
+				}
+				put(float64(s.Claims), "claims")
+				put(float64(s.Published), "used")
+				put(float64(s.Scratch), "scratch")
 				return nil
 			}},
 	}

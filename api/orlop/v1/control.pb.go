@@ -450,7 +450,7 @@ type ObjectResult struct {
 	Ref   *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	// created, configured, unchanged, deleted, valid (of a dry run); "" with an error.
 	Change        string `protobuf:"bytes,2,opt,name=change,proto3" json:"change,omitempty"`
-	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"` // of an error
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"` // of an error, or what else there is to know of the change
 	ErrorKind     string `protobuf:"bytes,4,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"`
 	File          string `protobuf:"bytes,5,opt,name=file,proto3" json:"file,omitempty"`
 	Line          int32  `protobuf:"varint,6,opt,name=line,proto3" json:"line,omitempty"`

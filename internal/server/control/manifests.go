@@ -48,8 +48,8 @@ func (m manifests) Apply(ctx context.Context, req *connect.Request[orlopv1.Apply
 		if req.Msg.GetDryRun() {
 			r.Change = "valid"
 		} else {
-			change, err := m.apply(ctx, &objects[i])
-			r.Change = string(change)
+			change, note, err := m.apply(ctx, &objects[i])
+			r.Change, r.Message = string(change), note
 			m.fail(r, err)
 		}
 		resp.Results = append(resp.Results, r)
@@ -73,29 +73,36 @@ func (m manifests) fail(r *orlopv1.ObjectResult, err error) {
 	}
 }
 
-func (m manifests) apply(ctx context.Context, o *manifest.Object) (pod.Change, error) {
+// apply makes the object so, and says in note what the user would not expect.
+func (m manifests) apply(ctx context.Context, o *manifest.Object) (change pod.Change, note string, err error) {
 	switch {
 	case o.Pod != nil:
-		return m.o.Pods.Apply(ctx, *o.Pod)
+		change, err = m.o.Pods.Apply(ctx, *o.Pod)
+		return change, "", err
 	case o.Config != nil:
-		return m.o.Pods.ApplyConfig(ctx, *o.Config)
+		change, err = m.o.Pods.ApplyConfig(ctx, *o.Config)
+		return change, "", err
 	}
 	before, err := m.o.Volumes.Claim(ctx, o.Namespace, o.Name)
 	existed := err == nil
 	if err != nil && !errors.Is(err, errs.NotFound) {
-		return "", err
+		return "", "", err
 	}
 	after, err := m.o.Volumes.CreateClaim(ctx, *o.Claim)
+	if err != nil {
+		return "", "", err
+	}
+	if after.ResizePending && len(after.Holders) > 0 {
+		note = "the volume has grown, its filesystem grows when no pod uses it any more: this machine does not let the daemon grow a mounted one (CAP_SYS_RESOURCE is missing)"
+	}
 	switch {
-	case err != nil:
-		return "", err
 	case !existed || before.Phase == volume.Pending:
-		return pod.ChangeCreated, nil
+		return pod.ChangeCreated, note, nil
 	case before.SizeBytes != after.SizeBytes || before.CapacityBytes != after.CapacityBytes ||
 		!maps.Equal(before.Labels, after.Labels) || !maps.Equal(before.Annotations, after.Annotations):
-		return pod.ChangeUpdated, nil
+		return pod.ChangeUpdated, note, nil
 	}
-	return pod.ChangeUnchanged, nil
+	return pod.ChangeUnchanged, note, nil
 }
 
 // Delete implements the service. Of files only kinds and names are read, so that

@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +76,7 @@ func (r *reader) log(ctx context.Context, path string) (next string, err error) 
 			defer wake.close()
 		}
 	}
-	f, skip, err := begin(path, r.o.Tail)
+	f, skip, err := r.begin(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -174,9 +173,9 @@ func (r *reader) log(ctx context.Context, path string) (next string, err error) 
 			}
 		}
 		wake.wait(ctx, pollMore)
-		if f == nil {
-			// All of it is new, what has been rotated meanwhile as well.
-			if f, _, err = begin(path, -1); err == nil {
+		if f == nil { // by now there may be one, and it may have been rotated already
+			r.o.Tail = -1
+			if f, _, err = r.begin(path); err == nil {
 				in.Reset(f)
 			} else if !errors.Is(err, fs.ErrNotExist) {
 				return "", err
@@ -185,114 +184,82 @@ func (r *reader) log(ctx context.Context, path string) (next string, err error) 
 	}
 }
 
-// rotated returns the path of the file of that age; 0 is the one being written.
-func rotated(path string, age int) string {
-	if age == 0 {
-		return path
+// begin opens the file to start at, and tells the offset in it.
+func (r *reader) begin(path string) (*os.File, int64, error) {
+	for {
+		files, err := ages(path)
+		if err != nil {
+			return nil, 0, err
+		}
+		f, at, err := r.beginIn(path, files)
+		if !errors.Is(err, errRotated) {
+			return f, at, err
+		}
 	}
-	return path + "." + strconv.Itoa(age)
 }
 
-// begin opens the file in which the last so many lines begin, and tells the offset in it;
-// below 0 is all that there is.
-func begin(path string, left int64) (*os.File, int64, error) {
-	if left == 0 {
-		f, err := os.Open(path)
+func (r *reader) beginIn(path string, files []aged) (*os.File, int64, error) {
+	left := r.o.Tail
+	for i, a := range files {
+		oldest := i == len(files)-1
+		if left < 0 && !oldest {
+			continue // all: only the oldest matters, and who reads goes on from there
+		}
+		f, err := a.open(path)
 		if err != nil {
 			return nil, 0, err
 		}
-		end, err := f.Seek(0, io.SeekEnd)
-		return f, end, err
-	}
-	var f *os.File
-	for age, tries := 0, 0; ; age++ {
-		older, err := os.Open(rotated(path, age))
-		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Stat(rotated(path, age+1)); err == nil && tries < rotationTries {
-				// A gap: a rotation is under way, which shifts the oldest file first.
-				time.Sleep(rotationPause)
-				age, tries = age-1, tries+1
-				continue
-			}
-			if f == nil {
-				return nil, 0, err
-			}
-			return f, 0, nil // the oldest, from its beginning
+		if left < 0 {
+			return f, 0, nil
 		}
+		if left == 0 {
+			end, err := f.Seek(0, io.SeekEnd)
+			return f, end, err
+		}
+		at, found, err := fromEnd(f, left, i == 0)
 		if err != nil {
-			return nil, 0, err
-		}
-		if f != nil {
-			same := sameFile(f, older)
 			f.Close()
-			if f = older; same { // rotated since it was looked at
-				continue
-			}
+			return nil, 0, err
 		}
-		f = older
-		if left > 0 {
-			at, found, err := fromEnd(f, left, age == 0)
-			if err != nil {
-				f.Close()
-				return nil, 0, err
-			}
-			if left -= found; left <= 0 {
-				return f, at, nil
-			}
+		if left -= found; left <= 0 {
+			return f, at, nil
 		}
+		if oldest {
+			return f, 0, nil
+		}
+		f.Close()
 	}
-}
-
-// A rotation takes microseconds; a gap that stays was made by somebody else.
-const (
-	rotationTries = 50
-	rotationPause = time.Millisecond
-)
-
-func sameFile(a, b *os.File) bool {
-	x, xerr := a.Stat()
-	y, yerr := b.Stat()
-	return xerr == nil && yerr == nil && os.SameFile(x, y)
+	return nil, 0, errRotated // not reached: there is one
 }
 
 // newer returns the file that took f's place, opened, or nil while f is the one being
-// written.
+// written, or none is.
 func newer(path string, f *os.File) (*os.File, error) {
 	mine, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	// age returns how old our file is by now; gone: how many there are.
-	age := func() (n int, gone bool, err error) {
-		for ; ; n++ {
-			info, err := os.Stat(rotated(path, n))
-			if errors.Is(err, fs.ErrNotExist) {
-				return n, true, nil
-			}
-			if err != nil || os.SameFile(info, mine) {
-				return n, false, err
-			}
-		}
-	}
 	for {
-		n, gone, err := age()
-		if err != nil || n == 0 {
-			return nil, err // being written; or between the two renames of a rotation, or removed
-		}
-		next, err := os.Open(rotated(path, n-1))
+		files, err := ages(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // renamed just now
+			return nil, nil // removed
 		}
 		if err != nil {
 			return nil, err
 		}
-		if gone {
-			return next, nil // ours is: go on with the oldest that is left
+		// The next younger than ours; of those that are left the oldest, where ours is gone.
+		next := len(files) - 1
+		for i, a := range files {
+			if os.SameFile(a.info, mine) {
+				next = i - 1
+			}
 		}
-		if now, _, err := age(); err == nil && now == n {
-			return next, nil
+		if next < 0 {
+			return nil, nil
 		}
-		next.Close() // a rotation came between: this may be one too new
+		if g, err := files[next].open(path); !errors.Is(err, errRotated) {
+			return g, err
+		}
 	}
 }
 
