@@ -204,10 +204,16 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 		return f, end, err
 	}
 	var f *os.File
-	for age := 0; ; age++ {
+	for age, tries := 0, 0; ; age++ {
 		older, err := os.Open(rotated(path, age))
 		if errors.Is(err, fs.ErrNotExist) {
-			if f == nil && age == 0 {
+			if _, err := os.Stat(rotated(path, age+1)); err == nil && tries < rotationTries {
+				// A gap: a rotation is under way, which shifts the oldest file first.
+				time.Sleep(rotationPause)
+				age, tries = age-1, tries+1
+				continue
+			}
+			if f == nil {
 				return nil, 0, err
 			}
 			return f, 0, nil // the oldest, from its beginning
@@ -216,7 +222,11 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 			return nil, 0, err
 		}
 		if f != nil {
+			same := sameFile(f, older)
 			f.Close()
+			if f = older; same { // rotated since it was looked at
+				continue
+			}
 		}
 		f = older
 		if left > 0 {
@@ -230,6 +240,18 @@ func (r *reader) begin(path string) (*os.File, int64, error) {
 			}
 		}
 	}
+}
+
+// A rotation takes microseconds; a gap that stays was made by somebody else.
+const (
+	rotationTries = 50
+	rotationPause = time.Millisecond
+)
+
+func sameFile(a, b *os.File) bool {
+	x, xerr := a.Stat()
+	y, yerr := b.Stat()
+	return xerr == nil && yerr == nil && os.SameFile(x, y)
 }
 
 // newer returns the file that took f's place, opened, or nil while f is the one being
