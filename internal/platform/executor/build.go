@@ -28,6 +28,8 @@ type builder struct {
 
 	gate      *os.File // the FIFO to wait at
 	hook      hookPlan
+	listener  *listener
+	foreign   bool // in another user namespace than the caller
 	created   func(*Process) error
 	extra     []*os.File // descriptors 3, 4, … of the program
 	noKeyring bool
@@ -90,6 +92,7 @@ func (b *builder) container(c *Config) error {
 	if l.IntelRdt != nil || l.MemoryPolicy != nil || len(l.NetDevices) > 0 || l.MountLabel != "" {
 		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy, netDevices and mountLabel are not supported yet")
 	}
+	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)
 	if err != nil {
 		return err
@@ -193,6 +196,7 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 		return errs.New(errs.Invalid, "no process is given")
 	}
 	b.pidfd = pidfd
+	b.hook.state = specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateRunning, Pid: c.PID, Bundle: c.Bundle, Annotations: c.Annotations}
 	const kinds = unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 	b.plan.Add(plan.Setns, plan.N(b.give(pidfd), kinds), "of the container")
 	b.plan.Add(plan.EnterRoot, nil)

@@ -106,10 +106,12 @@ type ExecConfig struct {
 	Process *specs.Process
 	// Stdin, Stdout and Stderr are as in Config.
 	Stdin, Stdout, Stderr *os.File
-	// ExtraFiles, Bundle and NoNewKeyring are as in Config.
+	// ExtraFiles and NoNewKeyring are as in Config.
 	ExtraFiles   []*os.File
-	Bundle       string
 	NoNewKeyring bool
+	// ID, Bundle and Annotations are the container's, for the listener of Seccomp.
+	ID, Bundle  string
+	Annotations map[string]string
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
 	// Seccomp is the container's profile; nil is none.

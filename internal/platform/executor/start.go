@@ -39,6 +39,9 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	}
 	stop := ch.bind(ctx)
 	defer stop()
+	if err := b.made(p.pid); err != nil {
+		return nil, err
+	}
 	if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
 		return nil, contextual(ctx, err)
 	}
@@ -307,6 +310,8 @@ func kinded(err, cause error) error {
 		return errs.As(errs.InUse, err)
 	case unix.ESRCH:
 		return errs.As(errs.NotFound, err)
+	case unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE:
+		return errs.As(errs.Unavailable, err)
 	case unix.ETIMEDOUT:
 		return errs.As(errs.Timeout, err)
 	}

@@ -46,15 +46,16 @@ type slot struct {
 }
 
 type state struct {
-	slots []slot
-	proc  int // the host's /proc, which no image can have tampered with
-	root  int // the container's root, once it is entered
-	extra int // descriptors of the program's beside the standard streams
-	exe   *byte
-	cwd   bool // changed to the working directory
-	argv  []*byte
-	envv  []*byte
-	rest  []plan.Op // operations after the present one
+	slots  []slot
+	proc   int // the host's /proc, which no image can have tampered with
+	root   int // the container's root, once it is entered
+	extra  int // descriptors of the program's beside the standard streams
+	exe    *byte
+	cwd    bool // changed to the working directory
+	argv   []*byte
+	envv   []*byte
+	notify *notifier
+	rest   []plan.Op // operations after the present one
 }
 
 func init() {
@@ -205,8 +206,10 @@ func (s *state) run(o *plan.Op) *fail {
 			return s.fifo(int(n(0)))
 		}
 		return s.gate()
+	case plan.Listen:
+		return s.listen(int(n(0)), n(1) != 0, str(0), str(1))
 	case plan.Seccomp:
-		return seccomp(uintptr(n(0)), str(0))
+		return s.seccomp(uintptr(n(0)), str(0))
 	case plan.Exec:
 		return s.exec(str(0))
 	case plan.Pause:

@@ -74,6 +74,7 @@ const (
 	Lookup  // S: file, PATH, for the exec that follows
 	Files   // N: fds that become 3, 4, … of the program
 	Gate    // N: fd of a FIFO, or nothing. Tells the parent that all is ready, and waits
+	Listen  // N: fd of a socket's name, or of a connected socket, which. S: path for errors, what goes with the listener's descriptor
 	Seccomp // N: flags. S: filter, as sock_filter structures
 	Exec    // N: argc. S: argv…, env…
 	Pause   // is process 1 until a signal
@@ -101,7 +102,7 @@ var Names = [...]string{
 	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", Keyring: "join session keyring", Personality: "set personality",
 	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity", Umask: "set umask",
 	Bounding: "drop capabilities from the bounding set", User: "change user", Caps: "set capabilities", Chdir: "change to working directory",
-	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Seccomp: "install seccomp filter",
+	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Listen: "connect to seccomp listener", Seccomp: "install seccomp filter",
 	Exec: "execute", Pause: "pause",
 }
 
