@@ -19,7 +19,6 @@ import (
 // Process State"). Init connects to its socket when the container is started, not
 // before: a listener may serve one connection after the other.
 type listener struct {
-	op    int // index of the plan's operation
 	state specs.ContainerProcessState
 	own   bool // the state's process is the one that is made
 }
@@ -68,7 +67,7 @@ func (b *builder) listen(sc *specs.LinuxSeccomp, filter *seccomp.Program, exec b
 	if !exec {
 		state.Status = specs.StateCreated
 	}
-	b.listener = &listener{op: len(b.plan.Ops), own: !exec, state: specs.ContainerProcessState{
+	b.listener = &listener{own: !exec, state: specs.ContainerProcessState{
 		Version: state.Version, Fds: []string{specs.SeccompFdName}, Metadata: sc.ListenerMetadata, State: state,
 	}}
 	b.plan.Add(plan.Listen, plan.N(b.give(target), flag(b.foreign)), sc.ListenerPath, "")
@@ -89,7 +88,11 @@ func (b *builder) made(pid int) error {
 	if err != nil {
 		return fmt.Errorf("encode the process's state: %w", err)
 	}
-	b.plan.Ops[l.op].S[1] = string(data)
+	for i := range b.plan.Ops {
+		if op := &b.plan.Ops[i]; op.Code == plan.Listen {
+			op.S[1] = string(data)
+		}
+	}
 	return nil
 }
 

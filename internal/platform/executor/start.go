@@ -27,6 +27,15 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		return nil, err
 	}
 	p := &Process{id: id, sync: ch, warnings: b.warnings}
+	first := &b.plan
+	if b.crosses() {
+		if err = errors.Join(b.cross(), ch.identify(true)); err != nil {
+			ch.close()
+			theirs.Close()
+			return nil, err
+		}
+		first = &b.host
+	}
 	defer func() {
 		if err != nil {
 			p.abandon()
@@ -39,11 +48,24 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	}
 	stop := ch.bind(ctx)
 	defer stop()
-	if err := b.made(p.pid); err != nil {
-		return nil, err
+	if !b.crosses() {
+		if err := b.made(p.pid); err != nil {
+			return nil, err
+		}
 	}
-	if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
+	if err := ch.sendPlan(first.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
 		return nil, contextual(ctx, err)
+	}
+	if b.crosses() {
+		if err := b.crossed(ctx, p, ch); err != nil {
+			return nil, err
+		}
+		if err := b.made(p.pid); err != nil {
+			return nil, err
+		}
+		if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
+			return nil, contextual(ctx, err)
+		}
 	}
 	for {
 		msg, fd, err := ch.receive()
@@ -62,6 +84,9 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 				return nil, contextual(ctx, err)
 			}
 		case plan.MsgReady:
+			if err := b.schedule(p); err != nil {
+				return nil, err
+			}
 			if err := b.release(ctx, p, ch); err != nil {
 				return nil, err
 			}
@@ -126,9 +151,12 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	// be one that ForkExec uses in passing.
 	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
 	files = append(files, e.init.Fd())
-	pidfd := -1
+	pidfd, flags := -1, b.clone
+	if b.crosses() {
+		flags = b.hostClone
+	}
 	fork := func(cgroupFD int) (int, error) {
-		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: b.clone, PidFD: &pidfd}}
+		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}

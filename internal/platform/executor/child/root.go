@@ -7,11 +7,11 @@ import (
 // maxFSString is the longest string that fsconfig(2) takes.
 const maxFSString = 255
 
-func (s *state) put(i, fd int, dir bool) {
+func (s *state) put(i, fd int, dir bool, source string) {
 	for len(s.slots) <= i {
 		s.slots = append(s.slots, slot{fd: -1})
 	}
-	s.slots[i] = slot{fd, dir}
+	s.slots[i] = slot{fd, dir, source}
 }
 
 func (s *state) setns(fd, kinds int, what string) *fail {
@@ -61,13 +61,13 @@ func (s *state) tree(i int, recursive bool, path string) *fail {
 		return failed(err, path)
 	}
 	dir, err := isDir(fd)
-	s.put(i, fd, dir)
+	s.put(i, fd, dir, path)
 	return failed(err, path)
 }
 
 // overlay mounts the root's layers. Layers are handed to the kernel one by one
 // (lowerdir+, Linux 6.7), so their number is not limited by a page of options.
-func (s *state) overlay(i int, volatile bool, args []string) *fail {
+func (s *state) overlay(i int, volatile, inside bool, uid, gid uint32, args []string) *fail {
 	upper, work, lower, at := args[0], args[1], args[2:len(args)-1], args[len(args)-1]
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -84,9 +84,15 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 		}
 		if err := unix.FsconfigSetString(fs, "lowerdir+", p); err != nil {
 			if err == unix.EINVAL && n == 0 && exists(l) { // 6.5 and 6.6 do not know the option
-				return s.overlayOld(i, volatile, upper, work, lower, at)
+				return s.overlayOld(i, volatile, inside, uid, gid, upper, work, lower, at)
 			}
 			return s.fsFailed(fs, err, l)
+		}
+	}
+	if inside {
+		// trusted.* is for the host's root; the marks are in user.overlay.* (Linux 5.11).
+		if err := unix.FsconfigSetFlag(fs, "userxattr"); err != nil {
+			return s.fsFailed(fs, err, "userxattr")
 		}
 	}
 	if upper != "" {
@@ -105,11 +111,18 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 			}
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
+	if f := as(uid, gid); f != nil {
+		return f
+	}
+	err = unix.FsconfigCreate(fs)
+	if f := as(0, 0); f != nil {
+		return f
+	}
+	if err != nil {
 		// Before 6.5 overlayfs has no contexts of its own: options are collected unread, and
 		// the one that is not known fails here, without a word.
 		if err == unix.EINVAL && readsNoOptions() {
-			return s.overlayOld(i, volatile, upper, work, lower, at)
+			return s.overlayOld(i, volatile, inside, uid, gid, upper, work, lower, at)
 		}
 		return s.fsFailed(fs, err, lower[0])
 	}
@@ -121,13 +134,34 @@ func (s *state) overlay(i int, volatile bool, args []string) *fail {
 	if err != nil {
 		return s.fsFailed(fs, err, lower[0])
 	}
-	s.put(i, fd, true)
+	s.put(i, fd, true, lower[0])
 	return nil
+}
+
+// as changes whose the files are that this process makes, with all its capabilities. An
+// overlay works in its layers as whoever mounted it, and where they are id-mapped only
+// what is mapped can own a file: not the host's root.
+func as(uid, gid uint32) *fail {
+	if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(now) == uid {
+		return nil
+	}
+	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
+	if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(now) != uid {
+		return &fail{unix.EPERM, itoa(int(uid)), "the owner of the overlay's files could not be set"}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return failed(err, "capabilities")
+	}
+	data[0].Effective, data[1].Effective = data[0].Permitted, data[1].Permitted // less after setfsuid
+	return failed(unix.Capset(&hdr, &data[0]), "capabilities")
 }
 
 // overlayOld is overlay by mount(2), for kernels before 6.7. The options must fit a page,
 // so layers are named by descriptors, which also spares us the escaping of colons.
-func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []string, at string) *fail {
+func (s *state) overlayOld(i int, volatile, inside bool, uid, gid uint32, upper, work string, lower []string, at string) *fail {
 	var opts string
 	for n, l := range lower {
 		p, f := byFD(l)
@@ -153,8 +187,14 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 		opts += ",upperdir=" + u + ",workdir=" + w
 		flags = 0
 	}
+	if inside {
+		opts += ",userxattr"
+	}
 	if len(opts) > unix.Getpagesize()-16 {
 		return &fail{unix.E2BIG, lower[0], "an overlay of " + itoa(len(lower)) + " layers needs Linux 6.7 or newer"}
+	}
+	if f := as(uid, gid); f != nil {
+		return f
 	}
 	var err error = unix.EINVAL
 	if volatile && upper != "" {
@@ -163,6 +203,9 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 	if err == unix.EINVAL {
 		err = unix.Mount("overlay", at, "overlay", flags, opts)
 	}
+	if f := as(0, 0); f != nil {
+		return f
+	}
 	if err != nil {
 		return failed(err, lower[0])
 	}
@@ -170,7 +213,7 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 	if err != nil {
 		return failed(err, at)
 	}
-	s.put(i, fd, true)
+	s.put(i, fd, true, lower[0])
 	return nil
 }
 
@@ -217,7 +260,7 @@ func byFD(path string) (string, *fail) {
 func (s *state) tmpfs(i int, opts []string) *fail {
 	fd, f := s.newFS("tmpfs", "tmpfs", opts, 0)
 	if f == nil {
-		s.put(i, fd, true)
+		s.put(i, fd, true, "tmpfs")
 	}
 	return f
 }
