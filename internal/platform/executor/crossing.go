@@ -157,6 +157,9 @@ func (b *builder) crossed(ctx context.Context, p *Process, ch *channel) error {
 	if pid == 0 {
 		return err
 	}
+	if err == nil {
+		err = ch.identify(false) // descriptors come with what follows
+	}
 	p.reap()
 	p.pidfd.Close()
 	p.pid, p.pidfd = pid, nil

@@ -29,7 +29,10 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	p := &Process{id: id, sync: ch, warnings: b.warnings}
 	first := &b.plan
 	if b.crosses() {
-		if err = errors.Join(b.cross(), ch.identify(true)); err != nil {
+		if err = b.cross(); err == nil {
+			err = ch.identify(true)
+		}
+		if err != nil {
 			ch.close()
 			theirs.Close()
 			return nil, err

@@ -130,3 +130,140 @@ func TestIDMappedLayers(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestSharedUserNamespace: the containers of a pod are in one user namespace and have the
+// others of its sandbox, or their own, which then belong to it; an exec is in all of them.
+func TestSharedUserNamespace(t *testing.T) {
+	g := group(t)
+	s := spec("sleep", "1000")
+	c := Config{ID: "sandbox", Rootfs: layers(t, image(t)), Cgroup: g}
+	mapped(s, &c)
+	c.Spec = s
+	sandbox, end := start(t, c)
+	defer end()
+	at := fmt.Sprintf("/proc/%d/ns/", sandbox.PID())
+	join := func(s *specs.Spec, kinds ...specs.LinuxNamespaceType) {
+		for _, k := range kinds {
+			s.Linux.Namespaces = append(without(s, k), specs.LinuxNamespace{Type: k, Path: at + map[specs.LinuxNamespaceType]string{"network": "net", "mount": "mnt"}[k]})
+			n := &s.Linux.Namespaces[len(s.Linux.Namespaces)-1]
+			if strings.HasSuffix(n.Path, "/") {
+				n.Path += string(k)
+			}
+		}
+	}
+	pods := []specs.LinuxNamespaceType{specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
+
+	// Two members with PID and mount namespaces of their own, one with the sandbox's.
+	for _, kinds := range [][]specs.LinuxNamespaceType{pods, append(slices.Clone(pods), specs.PIDNamespace), {specs.UserNamespace}, append(slices.Clone(pods), specs.CgroupNamespace)} {
+		s := spec("sleep", "1000")
+		s.Linux.Seccomp = defaultSeccomp(t)
+		s.Hostname = ""
+		join(s, kinds...)
+		root := layers(t, image(t))
+		root.IDMap = true
+		p, end := start(t, Config{ID: "member", Spec: s, Rootfs: root, Cgroup: g})
+		theirs, ours := namespaces(t, sandbox.PID()), namespaces(t, p.PID())
+		for pid, m := range map[int]map[string]string{sandbox.PID(): theirs, p.PID(): ours} {
+			m["user"], _ = os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))
+		}
+		for _, n := range []string{"user", "net", "ipc", "uts", "pid", "mnt", "cgroup"} {
+			kind := specs.LinuxNamespaceType(map[string]string{"net": "network", "mnt": "mount"}[n])
+			if kind == "" {
+				kind = specs.LinuxNamespaceType(n)
+			}
+			if joined := slices.Contains(kinds, kind); joined != (theirs[n] == ours[n]) {
+				t.Errorf("joined %v: %s is %s, the sandbox's is %s", kinds, n, ours[n], theirs[n])
+			}
+			// Whatever it is, it belongs to the user namespace of the pod.
+			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.PID(), n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if user, err := os.Open(at + "user"); err != nil {
+				t.Fatal(err)
+			} else {
+				if n != "user" && !(&userNS{file: user}).owns(f) {
+					t.Errorf("joined %v: %s does not belong to the user namespace", kinds, n)
+				}
+				user.Close()
+			}
+			f.Close()
+		}
+		out := execute(t, ExecConfig{PID: p.PID(), PIDFD: p.PIDFD(), Cgroup: g, Seccomp: defaultSeccomp(t), Process: &specs.Process{
+			Args: []string{"sh", "-c", "id; grep -E '^(CapEff|Seccomp:|NoNewPrivs)' /proc/self/status; cat /proc/self/oom_score_adj; stat -c 'busybox %u' /bin/busybox; cat /proc/self/cgroup; for n in user pid net ipc uts mnt cgroup; do echo $n $(readlink /proc/self/ns/$n); done; echo x >/dev/stdout; ls /proc/self/fd | wc -l"},
+			Cwd:  "/tmp", Env: []string{"PATH=/bin"}, User: specs.User{UID: 12, GID: 13, AdditionalGids: []uint32{14}}, OOMScoreAdj: ptr(77), NoNewPrivileges: true,
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 50, Hard: 60}}}})
+		want := []string{"uid=12 gid=13 groups=14", "CapEff: 0000000000000000", "Seccomp: 2", "77", "busybox 0", "x", "4"}
+		for n, id := range ours {
+			want = append(want, n+" "+id)
+		}
+		lines(t, out, want...)
+		if strings.Contains(out, g.Path()) {
+			t.Errorf("the exec is not in the cgroup namespace:\n%s", out)
+		}
+		end()
+	}
+
+	// A terminal, whose owner is in the namespace.
+	q, err := shared.Exec(contextT(t), ExecConfig{PID: sandbox.PID(), Process: &specs.Process{Args: []string{"sh", "-c", "tty; stat -c 'owner %u' $(tty); echo $((6*7))"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: true, User: specs.User{UID: 12}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Start(contextT(t)); err != nil {
+		t.Fatal(err)
+	}
+	talk(t, q.Console(), "owner 12")
+	talk(t, q.Console(), "42")
+	q.Console().Close()
+	wait(t, q)
+
+	// What is not what it should be.
+	for name, tt := range map[string]struct {
+		change func(s *specs.Spec)
+		kind   *errs.Kind
+		text   string
+	}{
+		"other mappings": {func(s *specs.Spec) {
+			join(s, specs.UserNamespace)
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 7, Size: 9}}
+		}, errs.Invalid, "Mappings"},
+		"mappings without": {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 7, Size: 9}} }, errs.Invalid, "no user namespace"},
+		"twice": {func(s *specs.Spec) {
+			join(s, "user")
+			s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[5])
+		}, errs.Invalid, "twice"},
+		"another kind": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: at + "net"})
+		}, errs.Invalid, "not a namespace of that kind"},
+		"gone": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/proc/4194303/ns/user"})
+		}, errs.NotFound, "/proc/4194303"},
+		"relative": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "ns/user"})
+		}, errs.Invalid, "absolute"},
+		"no root": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 1, HostID: 7, Size: 9}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}, errs.Invalid, "user or group 0"},
+		"overlap": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 7, Size: 9}, {ContainerID: 9, HostID: 15, Size: 1}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}, errs.Invalid, "overlap"},
+		"unmapped user": {func(s *specs.Spec) { join(s, "user"); s.Process.User.UID = 70000 }, errs.Invalid, "70000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := leftovers()
+			s := spec("true")
+			tt.change(s)
+			_, err := shared.Create(contextT(t), Config{ID: "bad", Spec: s, Rootfs: layers(t, image(t))})
+			if errs.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v (%v), want %v and %q", err, errs.KindOf(err), tt.kind, tt.text)
+			}
+			if after := leftovers(); after != before {
+				t.Errorf("left behind:\nbefore %s\nafter  %s", before, after)
+			}
+		})
+	}
+}
