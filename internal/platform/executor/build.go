@@ -51,6 +51,8 @@ type builder struct {
 	early, layers, inside, late, last plan.Plan
 	joins, unshared                   plan.Plan // namespaces
 	mountNS                           *os.File  // to join; nil: a new one
+	netNS                             *os.File  // that is joined, for
+	devs                              []*netDevice
 	mappings                          []*userNS // of id-mapped mounts
 	bundle                            string
 	unowned                           uint64 // CLONE_NEW* of namespaces that are joined and do not belong to the user namespace
@@ -101,8 +103,8 @@ func (b *builder) container(c *Config) error {
 	} else if p == nil {
 		return errs.New(errs.Invalid, "the specification has no process")
 	}
-	if l.IntelRdt != nil || l.MemoryPolicy != nil || len(l.NetDevices) > 0 || l.MountLabel != "" {
-		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy, netDevices and mountLabel are not supported yet")
+	if l.IntelRdt != nil || l.MemoryPolicy != nil || l.MountLabel != "" {
+		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy and mountLabel are not supported yet")
 	}
 	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)
@@ -110,6 +112,9 @@ func (b *builder) container(c *Config) error {
 		return err
 	}
 	if err := b.namespaces(l); err != nil {
+		return err
+	}
+	if err := b.netDevices(l.NetDevices); err != nil {
 		return err
 	}
 	final, ok := rootPropagation(l.RootfsPropagation)

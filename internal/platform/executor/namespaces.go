@@ -143,6 +143,9 @@ func (b *builder) joinNamespace(ns specs.LinuxNamespace, flag uint64) error {
 		return nil
 	}
 	b.own |= flag
+	if flag == unix.CLONE_NEWNET {
+		b.netNS = f
+	}
 	switch {
 	case flag == unix.CLONE_NEWNS:
 		b.clone &^= unix.CLONE_NEWNS

@@ -41,6 +41,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	}
 	defer func() {
 		if err != nil {
+			b.returnDevices()
 			p.abandon()
 		}
 	}()
@@ -52,7 +53,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	stop := ch.bind(ctx)
 	defer stop()
 	if !b.crosses() {
-		if err := b.made(p.pid); err != nil {
+		if err := b.arrived(p.pid); err != nil {
 			return nil, err
 		}
 	}
@@ -63,7 +64,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		if err := b.crossed(ctx, p, ch); err != nil {
 			return nil, err
 		}
-		if err := b.made(p.pid); err != nil {
+		if err := b.arrived(p.pid); err != nil {
 			return nil, err
 		}
 		if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
@@ -109,6 +110,14 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			return nil, errs.New(errs.Internal, "init sent a message that is not known: %q", msg[0])
 		}
 	}
+}
+
+// arrived does what can be done only once the process is there.
+func (b *builder) arrived(pid int) error {
+	if err := b.made(pid); err != nil {
+		return err
+	}
+	return b.moveDevices(pid)
 }
 
 // release lets a process that waits at a gate of its own live without its parent.
