@@ -28,21 +28,37 @@ type builder struct {
 
 	gate      *os.File // the FIFO to wait at
 	hook      hookPlan
+	listener  *listener
+	foreign   bool // in another user namespace than the caller
 	created   func(*Process) error
 	extra     []*os.File // descriptors 3, 4, … of the program
 	noKeyring bool
 
+	// Where the process is in another user or time namespace: see crossing.go.
+	user      *userNS
+	host      plan.Plan // what is done before it is entered
+	hostClone uintptr
+	entered   []entered
+	steps     []string // of the program that enters it, for errors
+	scheduler []uint64
+
 	cgroup      *cgroup.Group
-	lo          bool
 	nullStreams uint64
 
 	// Mounts: early opens sources on the host while its mounts are peers, layers once they
-	// are not, late is in the container's root and before the pivot, last when all are
-	// there and after it.
-	early, layers, late, last plan.Plan
-	slots                     uint64
-	ownDev                    bool
-	propagation               uint64 // of bind mounts that say nothing
+	// are not, inside in the container's namespaces; late is in the container's root and
+	// before the pivot, last when all are there and after it.
+	early, layers, inside, late, last plan.Plan
+	joins, unshared                   plan.Plan // namespaces
+	mountNS                           *os.File  // to join; nil: a new one
+	netNS                             *os.File  // that is joined, for
+	devs                              []*netDevice
+	mappings                          []*userNS // of id-mapped mounts
+	bundle                            string
+	unowned                           uint64 // CLONE_NEW* of namespaces that are joined and do not belong to the user namespace
+	slots                             uint64
+	ownDev                            bool
+	propagation                       uint64 // of bind mounts that say nothing
 }
 
 func newBuilder(g *cgroup.Group, stdin, stdout, stderr *os.File) *builder {
@@ -87,9 +103,10 @@ func (b *builder) container(c *Config) error {
 	} else if p == nil {
 		return errs.New(errs.Invalid, "the specification has no process")
 	}
-	if l.IntelRdt != nil || l.MemoryPolicy != nil || len(l.NetDevices) > 0 || l.MountLabel != "" {
-		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy, netDevices and mountLabel are not supported yet")
+	if l.IntelRdt != nil || l.MemoryPolicy != nil || l.MountLabel != "" {
+		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy and mountLabel are not supported yet")
 	}
+	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)
 	if err != nil {
 		return err
@@ -97,10 +114,21 @@ func (b *builder) container(c *Config) error {
 	if err := b.namespaces(l); err != nil {
 		return err
 	}
+	if err := b.netDevices(l.NetDevices); err != nil {
+		return err
+	}
+	final, ok := rootPropagation(l.RootfsPropagation)
+	if !ok {
+		return errs.New(errs.Invalid, "rootfsPropagation %q is not known", l.RootfsPropagation)
+	}
+	if final&^unix.MS_REC == unix.MS_PRIVATE {
+		b.propagation = unix.MS_PRIVATE
+	}
 	at, err := b.root(c.Rootfs, c.Pause)
 	if err != nil {
 		return err
 	}
+	b.bundle = c.Bundle
 	if err := b.mounts(spec.Mounts); err != nil {
 		return err
 	}
@@ -112,23 +140,40 @@ func (b *builder) container(c *Config) error {
 	if err := b.maskedPaths(l); err != nil {
 		return err
 	}
-	final, ok := rootPropagation(l.RootfsPropagation)
-	if !ok {
-		return errs.New(errs.Invalid, "rootfsPropagation %q is not known", l.RootfsPropagation)
+	// Sources are opened on the host's side of a user namespace, if there is one. Nothing
+	// that happens after that may reach the host's mounts.
+	slave := plan.Op{Code: plan.Propagate, N: plan.N(unix.MS_SLAVE | unix.MS_REC), S: []string{"/"}}
+	switch {
+	case b.crosses() && privileged():
+		b.host.Ops = slices.Concat(b.joins.Ops, b.early.Ops)
+		if len(b.layers.Ops) > 0 {
+			b.hostClone = unix.CLONE_NEWNS
+			b.host.Ops = slices.Concat(b.host.Ops, []plan.Op{slave}, b.layers.Ops)
+		}
+		b.plan.Ops = slices.Concat(b.unshared.Ops, b.inside.Ops)
+	case b.mountNS == nil:
+		b.plan.Ops = slices.Concat(b.joins.Ops, b.unshared.Ops, b.early.Ops, []plan.Op{slave}, b.layers.Ops, b.inside.Ops)
+	default:
+		// Mounting has to happen where it may: before 6.5 the layers pass over the tree.
+		b.plan.Ops = slices.Concat(b.joins.Ops, b.unshared.Ops, b.early.Ops, b.inside.Ops)
 	}
-	if final&^unix.MS_REC == unix.MS_PRIVATE {
-		b.propagation = unix.MS_PRIVATE
+	if b.mountNS != nil {
+		b.plan.Add(plan.Setns, plan.N(b.give(b.mountNS), unix.CLONE_NEWNS), b.mountNS.Name())
 	}
-
-	b.plan.Ops = append(b.plan.Ops, b.early.Ops...)
-	// Nothing that happens from here on may reach the host's mounts.
-	b.plan.Add(plan.Propagate, plan.N(unix.MS_SLAVE|unix.MS_REC), "/")
-	b.plan.Ops = append(b.plan.Ops, b.layers.Ops...)
-	b.plan.Add(plan.Root, plan.N(0), at)
+	if at == "" { // the root of the mount namespace that is joined, as it is
+		b.plan.Add(plan.EnterRoot, nil)
+	} else {
+		b.plan.Ops = append(b.plan.Ops, slave)
+		if b.mountNS != nil && !(b.crosses() && privileged()) {
+			b.plan.Ops = append(b.plan.Ops, b.layers.Ops...)
+		}
+		b.plan.Add(plan.Root, plan.N(0), at)
+	}
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.plan.Ops = append(b.plan.Ops, b.late.Ops...)
 	b.plan.Ops = append(b.plan.Ops, createHooks.Ops...)
-	if c.NoPivot {
+	if at == "" {
+	} else if c.NoPivot {
 		b.plan.Add(plan.MoveRoot, nil)
 	} else {
 		b.plan.Add(plan.Pivot, nil)
@@ -163,7 +208,13 @@ func (b *builder) container(c *Config) error {
 		b.plan.Add(plan.Pause, nil)
 		return nil
 	}
-	return b.process(p, l.Seccomp, startHooks, false)
+	if err := b.process(p, l.Seccomp, startHooks, false); err != nil {
+		return err
+	}
+	if b.crosses() {
+		b.split(p.User.UID, p.Terminal)
+	}
+	return nil
 }
 
 // identity sets what the container's namespaces are known by.
@@ -192,13 +243,20 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	if c.Process == nil {
 		return errs.New(errs.Invalid, "no process is given")
 	}
-	b.pidfd = pidfd
-	const kinds = unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
-	b.plan.Add(plan.Setns, plan.N(b.give(pidfd), kinds), "of the container")
+	b.hook.state = specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateRunning, Pid: c.PID, Bundle: c.Bundle, Annotations: c.Annotations}
+	if err := b.namespacesOf(c.PID, pidfd); err != nil {
+		return err
+	}
 	b.plan.Add(plan.EnterRoot, nil)
 	b.plan.Add(plan.Umask, plan.N(0))
 	b.streams(c.Process, true)
-	return b.process(c.Process, c.Seccomp, plan.Plan{}, true)
+	if err := b.process(c.Process, c.Seccomp, plan.Plan{}, true); err != nil {
+		return err
+	}
+	if b.crosses() {
+		b.split(c.Process.User.UID, c.Process.Terminal)
+	}
+	return nil
 }
 
-func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

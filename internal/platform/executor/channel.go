@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -56,16 +57,62 @@ func (c *channel) sendPlan(b []byte) error {
 	return nil
 }
 
+// unbind makes waiting possible again after the context's end.
+func (c *channel) unbind() error { return c.file.SetDeadline(time.Time{}) }
+
 // receive returns the child's next message, and the descriptor that came with it, -1
 // where there is none. At the end of the stream it returns io.EOF.
 func (c *channel) receive() (msg []byte, fd int, err error) {
+	msg, oob, err := c.recvmsg(unix.CmsgSpace(4))
+	fd = -1
+	if len(oob) > 0 {
+		if ms, err := unix.ParseSocketControlMessage(oob); err == nil && len(ms) == 1 {
+			if fds, err := unix.ParseUnixRights(&ms[0]); err == nil && len(fds) == 1 {
+				fd = fds[0]
+			}
+		}
+	}
+	return msg, fd, err
+}
+
+// identify makes messages come with who sent them.
+func (c *channel) identify(on bool) error {
 	rc, err := c.file.SyscallConn()
 	if err != nil {
-		return nil, -1, err
+		return err
 	}
-	buf, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4))
+	if e := rc.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, int(flag(on)))
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// receiveFrom returns the next message and the id of the process that sent it.
+func (c *channel) receiveFrom() (msg []byte, pid int, err error) {
+	msg, oob, err := c.recvmsg(unix.CmsgSpace(unix.SizeofUcred))
+	if err != nil {
+		return nil, 0, err
+	}
+	ms, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(ms) != 1 {
+		return nil, 0, errs.New(errs.Internal, "a message does not say who sent it")
+	}
+	who, err := unix.ParseUnixCredentials(&ms[0])
+	if err != nil {
+		return nil, 0, err
+	}
+	return msg, int(who.Pid), nil
+}
+
+func (c *channel) recvmsg(space int) (msg, control []byte, err error) {
+	rc, err := c.file.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	buf, oob := make([]byte, 16<<10), make([]byte, space)
 	var n, oobn int
-	fd = -1
 	if e := rc.Read(func(s uintptr) bool {
 		for {
 			n, oobn, _, _, err = unix.Recvmsg(int(s), buf, oob, unix.MSG_CMSG_CLOEXEC)
@@ -74,23 +121,16 @@ func (c *channel) receive() (msg []byte, fd int, err error) {
 			}
 		}
 	}); e != nil {
-		return nil, -1, e
+		return nil, nil, e
 	}
 	if err != nil {
 		if errors.Is(err, unix.ECONNRESET) {
 			err = io.EOF // it ended with something unread
 		}
-		return nil, -1, err
-	}
-	if oobn > 0 {
-		if ms, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(ms) == 1 {
-			if fds, err := unix.ParseUnixRights(&ms[0]); err == nil && len(fds) == 1 {
-				fd = fds[0]
-			}
-		}
+		return nil, nil, err
 	}
 	if n == 0 {
-		return nil, fd, io.EOF
+		err = io.EOF
 	}
-	return buf[:n], fd, nil
+	return buf[:n], oob[:oobn], err
 }

@@ -49,8 +49,18 @@ type Rootfs struct {
 	// it: fsync does not reach the disk, and a layer that a crash of the machine
 	// interrupted must be thrown away.
 	Upper, Work string
-	// Dir is a plain directory that becomes the root, with what is mounted below it.
+	// Dir is a plain directory that becomes the root, with what is mounted below it. It
+	// need not be a mount point. What is mounted there later on the host appears in the
+	// container as well, if the host's mount is shared and rootfsPropagation is not
+	// private, as with runc; nothing that is mounted in the container appears on the host.
 	Dir string
+	// IDMap says that the files, in the layers and in Dir, belong to the ids that the
+	// container sees: its user 0 is the owner 0 on the disk. They are then mounted id-mapped
+	// in a container with a user namespace, and a new file has the container's ids on the
+	// disk too. Without it the ids on the disk are the host's, as they are after somebody
+	// has shifted them. Dir's filesystems, and the layers', must support it (Linux 5.12 and
+	// later: ext4, XFS; btrfs 5.15, overlay 5.19, tmpfs 6.3); Upper and Work must be in one directory.
+	IDMap bool
 }
 
 // Config is one container to make.
@@ -58,11 +68,13 @@ type Config struct {
 	// ID names the container in errors and logs.
 	ID string
 	// Spec says everything about the container. Namespaces with a path are joined, those
-	// without are made. A mount namespace is always made. Spec.Root.Path is not used (see
+	// without are made; a mount namespace is made if none is joined. In one that is joined
+	// the root filesystem and the mounts are set up as in a new one, and stay. Spec.Root.Path is not used (see
 	// Rootfs); Spec.Root.Readonly is. Spec.Linux.Resources and CgroupsPath are not used
 	// (see Cgroup). Of the hooks, poststart and poststop are the caller's (see RunHooks).
 	Spec *specs.Spec
-	// Rootfs is the root filesystem. With Pause it may be the zero value.
+	// Rootfs is the root filesystem. With Pause it may be the zero value, and where a mount
+	// namespace is joined, whose root is then the container's.
 	Rootfs Rootfs
 	// Stdin, Stdout and Stderr become the standard streams; nil is /dev/null. They are
 	// not used with Spec.Process.Terminal. They stay the caller's, and are in blocking mode
@@ -106,10 +118,12 @@ type ExecConfig struct {
 	Process *specs.Process
 	// Stdin, Stdout and Stderr are as in Config.
 	Stdin, Stdout, Stderr *os.File
-	// ExtraFiles, Bundle and NoNewKeyring are as in Config.
+	// ExtraFiles and NoNewKeyring are as in Config.
 	ExtraFiles   []*os.File
-	Bundle       string
 	NoNewKeyring bool
+	// ID, Bundle and Annotations are the container's, for the listener of Seccomp.
+	ID, Bundle  string
+	Annotations map[string]string
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
 	// Seccomp is the container's profile; nil is none.

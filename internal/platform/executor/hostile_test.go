@@ -218,7 +218,7 @@ func TestFailures(t *testing.T) {
 		}, errs.Invalid, "size=3", false},
 		"user namespace": {func(s *specs.Spec, c *Config) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
-		}, errs.Unsupported, "user namespace", false},
+		}, errs.Invalid, "uidMappings", false},
 		"no such namespace": {func(s *specs.Spec, c *Config) { s.Linux.Namespaces[4].Path = "/no/such/ns" }, errs.NotFound, "/no/such/ns", false},
 		"another namespace": {func(s *specs.Spec, c *Config) { s.Linux.Namespaces[4].Path = "/proc/self/ns/ipc" }, errs.Invalid, "not a namespace of that kind", false},
 		"not a namespace":   {func(s *specs.Spec, c *Config) { s.Linux.Namespaces[4].Path = "/etc/hostname" }, errs.Invalid, "not a namespace", false},

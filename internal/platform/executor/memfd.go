@@ -1,7 +1,9 @@
 package executor
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -16,19 +18,39 @@ func sealed(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer src.Close()
+	f, err := memfd("orlop-init", src)
+	if err != nil {
+		return nil, fmt.Errorf("copy %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// program puts an executable into a memfd.
+func program(name string, code []byte) (*os.File, error) {
+	return memfd(name, bytes.NewReader(code))
+}
+
+func memfd(name string, content io.Reader) (*os.File, error) {
 	// MFD_EXEC is asked for where the kernel knows it (6.3), because of the sysctl
 	// vm.memfd_noexec; older ones refuse the flag.
-	fd, err := unix.MemfdCreate("orlop-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if err == unix.EINVAL {
-		fd, err = unix.MemfdCreate("orlop-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "orlop-init")
-	if _, err := f.ReadFrom(src); err != nil {
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.ReadFrom(content); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("copy %s: %w", path, err)
+		return nil, err
+	}
+	// A program that its user may not read belongs to the user namespace of the file, not
+	// the user's (would_dump in fs/exec.c): the root of a container cannot trace it, from
+	// its first instruction.
+	if err := f.Chmod(0o111); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("chmod: %w", err)
 	}
 	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {

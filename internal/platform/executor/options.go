@@ -1,13 +1,21 @@
 package executor
 
 import (
+	"slices"
+	"strings"
+
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 // mountOptions is what the options of a mount mean, as in fstab(5) and the OCI runtime
 // specification's section "Mounts".
 type mountOptions struct {
 	bind, recursive bool
+	remount         bool
+	idmap           bool
+	deepIDMap       bool   // of the mounts below too
 	set, clear      uint64 // MOUNT_ATTR_* of the mount itself
 	deepSet         uint64 // of it and all mounts below: rro, rnosuid, …
 	deepClear       uint64
@@ -37,15 +45,24 @@ var propagations = map[string]uint64{
 	"shared": unix.MS_SHARED, "slave": unix.MS_SLAVE, "private": unix.MS_PRIVATE, "unbindable": unix.MS_UNBINDABLE,
 }
 
-func parseOptions(options []string) mountOptions {
+// superOptions belong to a filesystem and not a mount; mount(2) passes them over where one
+// is bound that is mounted already.
+var superOptions = map[string]bool{
+	"ro": true, "sync": true, "async": true, "dirsync": true, "lazytime": true, "nolazytime": true, "mand": true, "nomand": true,
+}
+
+func parseOptions(options []string) (mountOptions, error) {
 	var o mountOptions
-	apply := func(a attr) {
-		o.set, o.clear = o.set&^(a.clear|a.set)|a.set, o.clear&^a.set|a.clear
-	}
 	for _, name := range options {
+		if strings.IndexByte(name, 0) >= 0 {
+			return o, errs.New(errs.Invalid, "option %q has a null byte in it", name)
+		}
 		if a, ok := attrs[name]; ok {
-			apply(a)
-			// mount(2) sets these on the filesystem as well; for new filesystems only.
+			a.apply(&o.set, &o.clear)
+			// mount(2) sets this one on the filesystem as well.
+			if name == "ro" || name == "rw" {
+				o.data = slices.DeleteFunc(o.data, func(s string) bool { return s == "ro" })
+			}
 			if name == "ro" {
 				o.data = append(o.data, name)
 			}
@@ -57,7 +74,7 @@ func parseOptions(options []string) mountOptions {
 		}
 		if len(name) > 1 && name[0] == 'r' {
 			if a, ok := attrs[name[1:]]; ok {
-				o.deepSet, o.deepClear = o.deepSet&^(a.clear|a.set)|a.set, o.deepClear&^a.set|a.clear
+				a.apply(&o.deepSet, &o.deepClear)
 				continue
 			}
 			if p, ok := propagations[name[1:]]; ok {
@@ -70,16 +87,27 @@ func parseOptions(options []string) mountOptions {
 			o.bind = true
 		case "rbind":
 			o.bind, o.recursive = true, true
+		case "remount":
+			o.remount = true
 		case "tmpcopyup":
 			o.copyUp = true
-		case "defaults", "remount", "":
-		case "loud", "silent", "acl", "noacl", "async", "nomand", "iversion", "noiversion":
+		case "idmap":
+			o.idmap, o.deepIDMap = true, false
+		case "ridmap":
+			o.idmap, o.deepIDMap = true, true
+		case "defaults", "":
+		case "loud", "silent", "acl", "noacl", "iversion", "noiversion":
 			// Defaults, or gone from the kernel.
 		default:
 			o.data = append(o.data, name)
 		}
 	}
-	return o
+	return o, nil
+}
+
+// apply adds a to what is set and cleared; the last word counts.
+func (a attr) apply(set, clear *uint64) {
+	*set, *clear = *set&^(a.clear|a.set)|a.set, *clear&^a.set|a.clear
 }
 
 // rootPropagation translates Linux.RootfsPropagation.

@@ -123,7 +123,13 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	}
 	b.waitAtGate()
 	b.plan.Ops = append(b.plan.Ops, hooks.Ops...)
+	if err := b.listen(sc, filter, exec); err != nil {
+		return err
+	}
 	if filter != nil {
+		if filter.Notify {
+			filter = &seccomp.Program{Filter: filter.Filter, Flags: filter.Flags | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER}
+		}
 		code := make([]byte, 0, 8*len(filter.Filter))
 		for _, in := range filter.Filter {
 			code = binary.NativeEndian.AppendUint16(code, in.Code)

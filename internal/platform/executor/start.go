@@ -27,8 +27,21 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		return nil, err
 	}
 	p := &Process{id: id, sync: ch, warnings: b.warnings}
+	first := &b.plan
+	if b.crosses() {
+		if err = b.cross(); err == nil {
+			err = ch.identify(true)
+		}
+		if err != nil {
+			ch.close()
+			theirs.Close()
+			return nil, err
+		}
+		first = &b.host
+	}
 	defer func() {
 		if err != nil {
+			b.returnDevices()
 			p.abandon()
 		}
 	}()
@@ -39,8 +52,24 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 	}
 	stop := ch.bind(ctx)
 	defer stop()
-	if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
+	if !b.crosses() {
+		if err := b.arrived(p.pid); err != nil {
+			return nil, err
+		}
+	}
+	if err := ch.sendPlan(first.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
 		return nil, contextual(ctx, err)
+	}
+	if b.crosses() {
+		if err := b.crossed(ctx, p, ch); err != nil {
+			return nil, err
+		}
+		if err := b.arrived(p.pid); err != nil {
+			return nil, err
+		}
+		if err := ch.sendPlan(b.plan.Encode()); err != nil && !errors.Is(err, unix.EPIPE) {
+			return nil, contextual(ctx, err)
+		}
 	}
 	for {
 		msg, fd, err := ch.receive()
@@ -59,6 +88,9 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 				return nil, contextual(ctx, err)
 			}
 		case plan.MsgReady:
+			if err := b.schedule(p); err != nil {
+				return nil, err
+			}
 			if err := b.release(ctx, p, ch); err != nil {
 				return nil, err
 			}
@@ -78,6 +110,14 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			return nil, errs.New(errs.Internal, "init sent a message that is not known: %q", msg[0])
 		}
 	}
+}
+
+// arrived does what can be done only once the process is there.
+func (b *builder) arrived(pid int) error {
+	if err := b.made(pid); err != nil {
+		return err
+	}
+	return b.moveDevices(pid)
 }
 
 // release lets a process that waits at a gate of its own live without its parent.
@@ -123,9 +163,12 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	// be one that ForkExec uses in passing.
 	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
 	files = append(files, e.init.Fd())
-	pidfd := -1
+	pidfd, flags := -1, b.clone
+	if b.crosses() {
+		flags = b.hostClone
+	}
 	fork := func(cgroupFD int) (int, error) {
-		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: b.clone, PidFD: &pidfd}}
+		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}
@@ -307,6 +350,8 @@ func kinded(err, cause error) error {
 		return errs.As(errs.InUse, err)
 	case unix.ESRCH:
 		return errs.As(errs.NotFound, err)
+	case unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE:
+		return errs.As(errs.Unavailable, err)
 	case unix.ETIMEDOUT:
 		return errs.As(errs.Timeout, err)
 	}

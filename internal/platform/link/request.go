@@ -73,6 +73,18 @@ func Up(index int) Request {
 	return r
 }
 
+// Move moves the interface to the network namespace that ns is a descriptor of, and gives it
+// that name there. Its addresses and routes are lost.
+func Move(index int, name string, ns int) Request {
+	r := request(unix.RTM_NEWLINK, 0, "move interface %d to another namespace as %s", index, name)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	r.AddData(msg)
+	r.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns))))
+	r.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return r
+}
+
 // IPv4 settings of an interface, as under net.ipv4.conf (IPV4_DEVCONF_*, linux/ip.h).
 const (
 	Forwarding    = 1

@@ -41,20 +41,22 @@ func failed(err error, operand string) *fail {
 
 // slot is a mount, or tree of mounts, that is attached nowhere.
 type slot struct {
-	fd  int
-	dir bool
+	fd     int
+	dir    bool
+	source string // for errors
 }
 
 type state struct {
-	slots []slot
-	proc  int // the host's /proc, which no image can have tampered with
-	root  int // the container's root, once it is entered
-	extra int // descriptors of the program's beside the standard streams
-	exe   *byte
-	cwd   bool // changed to the working directory
-	argv  []*byte
-	envv  []*byte
-	rest  []plan.Op // operations after the present one
+	slots  []slot
+	proc   int // the host's /proc, which no image can have tampered with
+	root   int // the container's root, once it is entered
+	extra  int // descriptors of the program's beside the standard streams
+	exe    *byte
+	cwd    bool // changed to the working directory
+	argv   []*byte
+	envv   []*byte
+	notify *notifier
+	rest   []plan.Op // operations after the present one
 }
 
 func init() {
@@ -98,15 +100,23 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.setns(int(n(0)), int(n(1)), str(0))
 	case plan.Unshare:
 		return failed(unix.Unshare(int(n(0))), "")
+	case plan.Cross:
+		return s.cross(int(n(0)), int(n(1)))
 	case plan.TimeClock:
 		return s.writeProc("self/timens_offsets", str(0), str(0))
 	case plan.LoUp:
 		return loUp()
 
+	case plan.Take:
+		return s.take(int(n(0)), int(n(1)))
+	case plan.Idmap:
+		return s.idmap(int(n(0)), n(1), n(2) != 0)
+	case plan.Cover:
+		return s.cover(n(0), str(0))
 	case plan.Tree:
 		return s.tree(int(n(0)), n(1) != 0, str(0))
 	case plan.Overlay:
-		return s.overlay(int(n(0)), n(1) != 0, o.S)
+		return s.overlay(int(n(0)), n(1) != 0, n(2) != 0, uint32(n(3)), uint32(n(4)), o.S)
 	case plan.Tmpfs:
 		return s.tmpfs(int(n(0)), o.S)
 	case plan.Propagate:
@@ -121,7 +131,7 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.enterRoot()
 
 	case plan.SlotAttr:
-		return failed(setattr(s.slots[n(0)].fd, n(1), n(2), n(3), n(4) != 0), "")
+		return s.slotAttr(int(n(0)), n(1), n(2), n(3), n(4) != 0)
 	case plan.Attach:
 		return s.attach(int(n(0)), str(0))
 	case plan.Mount:
@@ -160,6 +170,9 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.oomScore(int32(n(0)))
 	case plan.Rlimit:
 		return rlimit(int(n(0)), n(1), n(2), str(0))
+	case plan.RaiseLimit:
+		raiseLimit(int(n(0)), n(2))
+		return nil
 	case plan.Keyring:
 		keyring(str(0))
 		return nil
@@ -205,8 +218,10 @@ func (s *state) run(o *plan.Op) *fail {
 			return s.fifo(int(n(0)))
 		}
 		return s.gate()
+	case plan.Listen:
+		return s.listen(int(n(0)), n(1) != 0, str(0), str(1))
 	case plan.Seccomp:
-		return seccomp(uintptr(n(0)), str(0))
+		return s.seccomp(uintptr(n(0)), str(0))
 	case plan.Exec:
 		return s.exec(str(0))
 	case plan.Pause:

@@ -125,13 +125,18 @@ func (s *state) clean() {
 }
 
 // seccomp installs the filter on this thread, which is the one that calls execve.
-func seccomp(flags uintptr, filter string) *fail {
+func (s *state) seccomp(flags uintptr, filter string) *fail {
 	type program struct {
 		len    uint16
 		filter *byte
 	}
 	p := program{uint16(len(filter) / 8), unsafe.StringData(filter)}
-	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&p)))
+	fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&p)))
+	if e == 0 && s.notify != nil {
+		if e = s.notify.pass(fd); e != 0 {
+			return &fail{e, "", "its listener did not take the descriptor"}
+		}
+	}
 	return raw(e, "")
 }
 

@@ -118,6 +118,16 @@ func (s *state) attach(i int, path string) *fail {
 	return failed(err, path)
 }
 
+// slotAttr changes a mount that is not attached yet.
+func (s *state) slotAttr(i int, set, clear, propagation uint64, recursive bool) *fail {
+	err := setattr(s.slots[i].fd, set, clear, propagation, recursive)
+	f := failed(err, s.slots[i].source)
+	if err == unix.EPERM && clear != 0 {
+		f.hint = "an option of the host's mount (ro, nosuid, nodev, noexec or atime) may not be taken away in a user namespace"
+	}
+	return f
+}
+
 // setattr is mount_setattr(2) on an open mount.
 func setattr(fd int, set, clear, propagation uint64, recursive bool) error {
 	flags := uint(unix.AT_EMPTY_PATH)

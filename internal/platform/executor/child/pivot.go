@@ -12,7 +12,16 @@ func (s *state) enter(i int, at string) *fail {
 		return f
 	}
 	s.root = s.slots[i].fd
-	return failed(unix.MoveMount(s.root, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH), at)
+	var err error
+	for _, dir := range [...]string{at, "/mnt", "/tmp", "/proc"} {
+		err = unix.MoveMount(s.root, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		// The root of a user namespace may not be able to go there, and a mount namespace that
+		// is joined may not have it. Any directory will do.
+		if err != unix.EACCES && err != unix.ENOENT {
+			break
+		}
+	}
+	return failed(err, at)
 }
 
 // pivot makes the container's root the process's, and lets go of the host's mounts.

@@ -53,6 +53,15 @@ func rlimit(resource int, soft, hard uint64, name string) *fail {
 	return nil
 }
 
+// raiseLimit raises a hard limit where that may be done; Rlimit tells if it may not.
+func raiseLimit(resource int, hard uint64) {
+	var now unix.Rlimit
+	if prlimit(resource, nil, &now) == 0 && hard > now.Max {
+		now.Max = hard
+		prlimit(resource, &now, nil)
+	}
+}
+
 func limit(v uint64) string {
 	if v == unix.RLIM_INFINITY {
 		return "unlimited"

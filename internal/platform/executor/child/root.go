@@ -7,11 +7,11 @@ import (
 // maxFSString is the longest string that fsconfig(2) takes.
 const maxFSString = 255
 
-func (s *state) put(i, fd int, dir bool) {
+func (s *state) put(i, fd int, dir bool, source string) {
 	for len(s.slots) <= i {
 		s.slots = append(s.slots, slot{fd: -1})
 	}
-	s.slots[i] = slot{fd, dir}
+	s.slots[i] = slot{fd, dir, source}
 }
 
 func (s *state) setns(fd, kinds int, what string) *fail {
@@ -61,17 +61,26 @@ func (s *state) tree(i int, recursive bool, path string) *fail {
 		return failed(err, path)
 	}
 	dir, err := isDir(fd)
-	s.put(i, fd, dir)
+	s.put(i, fd, dir, path)
 	return failed(err, path)
+}
+
+// layers are what an overlay is made of.
+type layers struct {
+	upper, work      string
+	lower            []string // topmost first
+	volatile, inside bool     // inside a user namespace
+	uid, gid         uint32   // as whom overlayfs works in the layers
+	at               string   // a directory on the host to mount on with old kernels
 }
 
 // overlay mounts the root's layers. Where the kernel cannot take them one by one, it is
 // done by mount(2); that is looked into only once it has failed.
-func (s *state) overlay(i int, volatile bool, args []string) *fail {
-	upper, work, lower, at := args[0], args[1], args[2:len(args)-1], args[len(args)-1]
-	f := s.overlayNew(i, volatile, upper, work, lower)
+func (s *state) overlay(i int, volatile, inside bool, uid, gid uint32, args []string) *fail {
+	l := &layers{args[0], args[1], args[2 : len(args)-1], volatile, inside, uid, gid, args[len(args)-1]}
+	f := s.overlayNew(i, l)
 	if f != nil && f.errno == unix.EINVAL && !takesLayers() {
-		return s.overlayOld(i, volatile, upper, work, lower, at)
+		return s.overlayOld(i, l)
 	}
 	return f
 }
@@ -90,7 +99,7 @@ func takesLayers() bool {
 
 // overlayNew hands the layers to the kernel one by one, so their number is not limited by a
 // page of options.
-func (s *state) overlayNew(i int, volatile bool, upper, work string, lower []string) *fail {
+func (s *state) overlayNew(i int, l *layers) *fail {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return failed(err, "overlay")
@@ -99,17 +108,23 @@ func (s *state) overlayNew(i int, volatile bool, upper, work string, lower []str
 	if err := unix.FsconfigSetString(fs, "source", "overlay"); err != nil {
 		return s.fsFailed(fs, err, "overlay")
 	}
-	for _, l := range lower {
-		p, f := short(l)
+	for _, dir := range l.lower {
+		p, f := short(dir)
 		if f != nil {
 			return f
 		}
 		if err := unix.FsconfigSetString(fs, "lowerdir+", p); err != nil {
-			return s.fsFailed(fs, err, l)
+			return s.fsFailed(fs, err, dir)
 		}
 	}
-	if upper != "" {
-		for _, kv := range [2][2]string{{"upperdir", upper}, {"workdir", work}} {
+	if l.inside {
+		// trusted.* is for the host's root; the marks are in user.overlay.* (Linux 5.11).
+		if err := unix.FsconfigSetFlag(fs, "userxattr"); err != nil {
+			return s.fsFailed(fs, err, "userxattr")
+		}
+	}
+	if l.upper != "" {
+		for _, kv := range [2][2]string{{"upperdir", l.upper}, {"workdir", l.work}} {
 			p, f := short(kv[1])
 			if f != nil {
 				return f
@@ -118,33 +133,61 @@ func (s *state) overlayNew(i int, volatile bool, upper, work string, lower []str
 				return s.fsFailed(fs, err, kv[1])
 			}
 		}
-		if volatile {
+		if l.volatile {
 			if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
 				return s.fsFailed(fs, err, "volatile")
 			}
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return s.fsFailed(fs, err, lower[0])
+	if f := as(l.uid, l.gid); f != nil {
+		return f
+	}
+	err = unix.FsconfigCreate(fs)
+	if f := as(0, 0); f != nil {
+		return f
+	}
+	if err != nil {
+		return s.fsFailed(fs, err, l.lower[0])
 	}
 	attr := 0
-	if upper == "" {
+	if l.upper == "" {
 		attr = unix.MOUNT_ATTR_RDONLY
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
-		return s.fsFailed(fs, err, lower[0])
+		return s.fsFailed(fs, err, l.lower[0])
 	}
-	s.put(i, fd, true)
+	s.put(i, fd, true, l.lower[0])
 	return nil
+}
+
+// as changes whose the files are that this process makes, with all its capabilities. An
+// overlay works in its layers as whoever mounted it, and where they are id-mapped only
+// what is mapped can own a file: not the host's root.
+func as(uid, gid uint32) *fail {
+	if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(now) == uid {
+		return nil
+	}
+	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
+	if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(now) != uid {
+		return &fail{unix.EPERM, itoa(int(uid)), "the owner of the overlay's files could not be set"}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return failed(err, "capabilities")
+	}
+	data[0].Effective, data[1].Effective = data[0].Permitted, data[1].Permitted // less after setfsuid
+	return failed(unix.Capset(&hdr, &data[0]), "capabilities")
 }
 
 // overlayOld is overlay by mount(2), for kernels before 6.7. The options must fit a page,
 // so layers are named by descriptors, which also spares us the escaping of colons.
-func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []string, at string) *fail {
+func (s *state) overlayOld(i int, l *layers) *fail {
 	var opts string
-	for n, l := range lower {
-		p, f := byFD(l)
+	for n, dir := range l.lower {
+		p, f := byFD(dir)
 		if f != nil {
 			return f
 		}
@@ -155,36 +198,45 @@ func (s *state) overlayOld(i int, volatile bool, upper, work string, lower []str
 		}
 	}
 	var flags uintptr = unix.MS_RDONLY
-	if upper != "" {
-		u, f := byFD(upper)
+	if l.upper != "" {
+		u, f := byFD(l.upper)
 		if f != nil {
 			return f
 		}
-		w, f := byFD(work)
+		w, f := byFD(l.work)
 		if f != nil {
 			return f
 		}
 		opts += ",upperdir=" + u + ",workdir=" + w
 		flags = 0
 	}
+	if l.inside {
+		opts += ",userxattr"
+	}
 	if len(opts) > unix.Getpagesize()-16 {
-		return &fail{unix.E2BIG, lower[0], "an overlay of " + itoa(len(lower)) + " layers needs Linux 6.7 or newer"}
+		return &fail{unix.E2BIG, l.lower[0], "an overlay of " + itoa(len(l.lower)) + " layers needs Linux 6.7 or newer"}
+	}
+	if f := as(l.uid, l.gid); f != nil {
+		return f
 	}
 	var err error = unix.EINVAL
-	if volatile && upper != "" {
-		err = unix.Mount("overlay", at, "overlay", flags, opts+",volatile") // Linux 5.10
+	if l.volatile && l.upper != "" {
+		err = unix.Mount("overlay", l.at, "overlay", flags, opts+",volatile") // Linux 5.10
 	}
 	if err == unix.EINVAL {
-		err = unix.Mount("overlay", at, "overlay", flags, opts)
+		err = unix.Mount("overlay", l.at, "overlay", flags, opts)
+	}
+	if f := as(0, 0); f != nil {
+		return f
 	}
 	if err != nil {
-		return failed(err, lower[0])
+		return failed(err, l.lower[0])
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, l.at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return failed(err, at)
+		return failed(err, l.at)
 	}
-	s.put(i, fd, true)
+	s.put(i, fd, true, l.lower[0])
 	return nil
 }
 
@@ -216,7 +268,7 @@ func byFD(path string) (string, *fail) {
 func (s *state) tmpfs(i int, opts []string) *fail {
 	fd, f := s.newFS("tmpfs", "tmpfs", opts, 0)
 	if f == nil {
-		s.put(i, fd, true)
+		s.put(i, fd, true, "tmpfs")
 	}
 	return f
 }

@@ -28,6 +28,7 @@ const (
 	MsgWarn    = 'w' // child: text of a warning
 	MsgConsole = 'c' // child: a terminal's master comes with it
 	MsgFail    = 'f' // child: a Failure
+	MsgCrossed = 'p' // child: the first word of a process that package tiny has cloned
 )
 
 // SocketFD is the child's end of the socket. Descriptors from FirstFD on are those that

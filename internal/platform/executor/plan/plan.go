@@ -22,12 +22,16 @@ const (
 	// Namespaces.
 	Setns     // N: fd, CLONE_NEW* mask. S: what it is, for errors. fd is a namespace or a pidfd
 	Unshare   // N: CLONE_NEW* mask
+	Cross     // N: fd of a program that enters namespaces, fd of the first slot afterwards. Executes it
 	TimeClock // S: "monotonic 5 0", a line for timens_offsets
 	LoUp      // brings the loopback interface up
 
 	// Mounts before the pivot.
+	Take      // N: slot, fd. What Cross has handed on
+	Idmap     // N: slot, fd of a user namespace, recursive
+	Cover     // N: fd of a user namespace. S: path on the host. Attaches an id-mapped clone of the mount over itself
 	Tree      // N: slot, recursive. S: path on the host. Clones the mount tree there
-	Overlay   // N: slot, volatile, n lower. S: upper, work, n lowers topmost first, a directory on the host to mount on with old kernels
+	Overlay   // N: slot, volatile, in a user namespace, uid and gid of its owner. S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
 	Tmpfs     // N: slot. S: options. An empty filesystem as root (pause)
 	Propagate // N: MS_* flags. S: path
 	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
@@ -60,6 +64,7 @@ const (
 	OwnStreams  // N: uid. Gives FIFOs among the standard streams to the user
 	OOMScore    // N: adjustment (int32)
 	Rlimit      // N: resource, soft, hard. S: name
+	RaiseLimit  // likewise; only raises the hard limit
 	Keyring     // S: name. A new session keyring
 	Personality // N: persona
 	Scheduler   // N: policy, flags, nice (int32), priority, runtime, deadline, period
@@ -74,6 +79,7 @@ const (
 	Lookup  // S: file, PATH, for the exec that follows
 	Files   // N: fds that become 3, 4, … of the program
 	Gate    // N: fd of a FIFO, or nothing. Tells the parent that all is ready, and waits
+	Listen  // N: fd of a socket's name, or of a connected socket, which. S: path for errors, what goes with the listener's descriptor
 	Seccomp // N: flags. S: filter, as sock_filter structures
 	Exec    // N: argc. S: argv…, env…
 	Pause   // is process 1 until a signal
@@ -90,7 +96,7 @@ const (
 
 // Names are what errors call the operations.
 var Names = [...]string{
-	Setns: "join namespace", Unshare: "make namespace", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
+	Setns: "join namespace", Unshare: "make namespace", Cross: "enter user namespace", Take: "take mount", Idmap: "map ids of", Cover: "map ids of layer", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
 	Tree: "open mount source", Overlay: "mount overlay root", Tmpfs: "mount empty root", Propagate: "set mount propagation of",
 	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
 	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
@@ -98,10 +104,10 @@ var Names = [...]string{
 	Pivot: "change root", MoveRoot: "move root",
 	Hostname: "set host name", Domainname: "set domain name", Sysctl: "set sysctl",
 	Session: "start session", Console: "open terminal", NullStreams: "open /dev/null", OwnStreams: "own standard streams",
-	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", Keyring: "join session keyring", Personality: "set personality",
+	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", RaiseLimit: "raise rlimit", Keyring: "join session keyring", Personality: "set personality",
 	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity", Umask: "set umask",
 	Bounding: "drop capabilities from the bounding set", User: "change user", Caps: "set capabilities", Chdir: "change to working directory",
-	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Seccomp: "install seccomp filter",
+	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Listen: "connect to seccomp listener", Seccomp: "install seccomp filter",
 	Exec: "execute", Pause: "pause",
 }
 

@@ -19,14 +19,17 @@ next:
 	BLT  failed
 	BEQ  more
 	MOVD 56(R19), R1
-	CMP  $0, R1
-	BNE  out
+	CMP  $1, R1
+	BEQ  out
 
 more:
 	ADD  $64, R19
 	B    next
 
 failed:
+	MOVD 56(R19), R1
+	CMP  $2, R1
+	BEQ  more
 	SUB  $32, RSP
 	MOVD $0x78, R1
 	MOVD R1, 0(RSP)

@@ -46,14 +46,17 @@ type Program struct {
 // ends.
 func (p *Program) Call(nr uintptr, args ...uint64) { p.add(nr, args, 0) }
 
+// Try adds a call that may fail.
+func (p *Program) Try(nr uintptr, args ...uint64) { p.add(nr, args, 2) }
+
 // Fork adds a call that makes a process. The new one goes on, the old one ends with status 0.
 func (p *Program) Fork(nr uintptr, args ...uint64) { p.add(nr, args, 1) }
 
-func (p *Program) add(nr uintptr, args []uint64, fork uint64) {
+func (p *Program) add(nr uintptr, args []uint64, kind uint64) {
 	var r [record / 8]uint64
 	r[0] = uint64(nr)
 	copy(r[1:7], args)
-	r[7] = fork
+	r[7] = kind
 	for _, v := range r {
 		p.table = word(p.table, v)
 	}

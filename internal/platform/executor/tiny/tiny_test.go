@@ -69,6 +69,7 @@ func TestProgramFails(t *testing.T) {
 	defer r.Close()
 	var p Program
 	p.Call(unix.SYS_GETPID)
+	p.Try(unix.SYS_CLOSE, 78)
 	p.Call(unix.SYS_CLOSE, 77)
 	p.Call(unix.SYS_EXIT_GROUP, 9)
 	cmd := exec.Command(file(t, p.Executable()))
@@ -79,7 +80,7 @@ func TestProgramFails(t *testing.T) {
 	w.Close()
 	msg := make([]byte, 100)
 	n, _ := r.Read(msg)
-	if call, errno, ok := Failed(msg[:n]); !ok || call != 1 || unix.Errno(errno) != unix.EBADF {
+	if call, errno, ok := Failed(msg[:n]); !ok || call != 2 || unix.Errno(errno) != unix.EBADF {
 		t.Errorf("call %d failed with %v (%v)", call, unix.Errno(errno), ok)
 	}
 }
