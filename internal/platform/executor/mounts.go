@@ -137,6 +137,7 @@ func (b *builder) mount(m specs.Mount, dest string, o mountOptions) error {
 	}
 	switch {
 	case o.remount && !bind:
+		o.data = slices.DeleteFunc(o.data, func(s string) bool { return s == "ro" })
 		if len(o.data) > 0 {
 			return errs.New(errs.Unsupported, "mount on %s: remount changes attributes of the mount only, not the filesystem's option %s", dest, o.data[0])
 		}
