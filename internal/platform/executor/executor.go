@@ -128,6 +128,9 @@ type ExecConfig struct {
 	Cgroup *cgroup.Group
 	// Seccomp is the container's profile; nil is none.
 	Seccomp *specs.LinuxSeccomp
+	// Personality and MemoryPolicy are the container's too; nil is the caller's.
+	Personality  *specs.LinuxPersonality
+	MemoryPolicy *specs.LinuxMemoryPolicy
 }
 
 // Executor starts processes. It is safe for concurrent use.

@@ -194,7 +194,7 @@ func TestFailures(t *testing.T) {
 		"not executable":  {func(s *specs.Spec, c *Config) { s.Process.Args = []string{"/plain"} }, errs.PermissionDenied, "/plain", false},
 		"a directory":     {func(s *specs.Spec, c *Config) { s.Process.Args = []string{"/bin"} }, errs.PermissionDenied, "directory", false},
 		"empty command":   {func(s *specs.Spec, c *Config) { s.Process.Args = []string{""} }, errs.NotFound, "empty", false},
-		"no command":      {func(s *specs.Spec, c *Config) { s.Process.Args = nil }, errs.Invalid, "args are empty", false},
+		"no command":      {func(s *specs.Spec, c *Config) { s.Process.Args = nil }, errs.Invalid, "process.args", false},
 		"no interpreter":  {func(s *specs.Spec, c *Config) { s.Process.Args = []string{"/script"} }, errs.NotFound, "interpreter", true},
 		"not a binary":    {func(s *specs.Spec, c *Config) { s.Process.Args = []string{"/text"} }, errs.Invalid, "another architecture", true},
 		"not for this user": {func(s *specs.Spec, c *Config) {

@@ -186,7 +186,12 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	case b.pidns != nil:
 		err = onPIDNamespace(b.pidns, spawn)
 	case b.pidfd != nil:
-		err = onPIDNamespace(b.pidfd, spawn)
+		err = onPIDNamespace(b.pidfd, func() error {
+			if err := bindThread(b.cpus); err != nil {
+				return err
+			}
+			return spawn()
+		})
 	default:
 		err = spawn()
 	}

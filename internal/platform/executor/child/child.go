@@ -52,7 +52,8 @@ type state struct {
 	root   int // the container's root, once it is entered
 	extra  int // descriptors of the program's beside the standard streams
 	exe    *byte
-	cwd    bool // changed to the working directory
+	cwd    bool   // changed to the working directory
+	home   string // of the user, "" where the environment says it
 	argv   []*byte
 	envv   []*byte
 	notify *notifier
@@ -178,18 +179,25 @@ func (s *state) run(o *plan.Op) *fail {
 		return nil
 	case plan.Personality:
 		_, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(n(0)), 0, 0)
-		return raw(e, "")
+		return raw(e, str(0))
 	case plan.Scheduler:
-		return scheduler(o.N)
+		return scheduler(o.N, str(0))
 	case plan.IOPriority:
 		_, _, e := unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, 0, uintptr(n(0)))
-		return raw(e, "")
+		return raw(e, str(0))
 	case plan.Affinity:
 		if len(o.N) == 0 {
 			return nil
 		}
 		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(o.N)), uintptr(unsafe.Pointer(&o.N[0])))
-		return raw(e, "")
+		return raw(e, str(0))
+	case plan.MemoryPolicy:
+		return memoryPolicy(n(0), o.N[1:], str(0))
+	case plan.Attribute:
+		return s.attribute(str(0), str(1), o.S[2:])
+	case plan.Home:
+		s.setHome(n(0))
+		return nil
 	case plan.Umask:
 		unix.Umask(int(n(0)))
 		return nil

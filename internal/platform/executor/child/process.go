@@ -83,11 +83,39 @@ func keyring(name string) {
 	}
 }
 
-func scheduler(n []uint64) *fail {
+func scheduler(n []uint64, operand string) *fail {
 	var at = unix.SchedAttr{Size: unix.SizeofSchedAttr}
 	at.Policy, at.Flags, at.Nice, at.Priority = uint32(n[0]), n[1], int32(n[2]), uint32(n[3])
 	at.Runtime, at.Deadline, at.Period = n[4], n[5], n[6]
-	return failed(unix.SchedSetAttr(0, &at, 0), "")
+	return failed(unix.SchedSetAttr(0, &at, 0), operand)
+}
+
+func memoryPolicy(mode uint64, nodes []uint64, operand string) *fail {
+	var mask *uint64
+	if len(nodes) > 0 {
+		mask = &nodes[0]
+	}
+	// The kernel takes one bit less than it is told.
+	_, _, e := unix.RawSyscall(unix.SYS_SET_MEMPOLICY, uintptr(mode), uintptr(unsafe.Pointer(mask)), uintptr(64*len(nodes)+1))
+	f := raw(e, operand)
+	switch e {
+	case unix.EINVAL:
+		f.hint = "the kernel does not know it, or there are no such nodes in this machine or the cgroup's cpuset"
+	case unix.ENOSYS:
+		f.hint = "the kernel is built without NUMA"
+	}
+	return f
+}
+
+// attribute writes to the first of the files that exists.
+func (s *state) attribute(value, what string, paths []string) *fail {
+	var f *fail
+	for _, p := range paths {
+		if f = s.writeProc(p, value, what); f == nil || f.errno != unix.ENOENT {
+			break
+		}
+	}
+	return f
 }
 
 // bounding drops every capability that is not in keep.
