@@ -29,6 +29,7 @@ type builder struct {
 	gate      *os.File // the FIFO to wait at
 	hook      hookPlan
 	listener  *listener
+	rdt       *rdt
 	cpus      []int // where the process starts; none: anywhere
 	foreign   bool  // in another user namespace than the caller
 	created   func(*Process) error
@@ -104,8 +105,11 @@ func (b *builder) container(c *Config) error {
 	} else if p == nil {
 		return errs.New(errs.Invalid, "the specification has no process")
 	}
-	if l.IntelRdt != nil || l.MountLabel != "" {
-		return errs.New(errs.Unsupported, "linux.intelRdt and mountLabel are not supported yet")
+	if err := b.class(c.ID, l.IntelRdt); err != nil {
+		return err
+	}
+	if l.MountLabel != "" {
+		return errs.New(errs.Unsupported, "linux.mountLabel is not supported yet")
 	}
 	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)
@@ -242,6 +246,9 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	}
 	b.hook.state = specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateRunning, Pid: c.PID, Bundle: c.Bundle, Annotations: c.Annotations}
 	if err := b.namespacesOf(c.PID, pidfd); err != nil {
+		return err
+	}
+	if err := b.class(c.ID, c.IntelRdt); err != nil {
 		return err
 	}
 	b.plan.Add(plan.EnterRoot, nil)
