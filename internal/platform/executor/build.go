@@ -108,8 +108,8 @@ func (b *builder) container(c *Config) error {
 	if err := b.class(c.ID, l.IntelRdt); err != nil {
 		return err
 	}
-	if l.MountLabel != "" {
-		return errs.New(errs.Unsupported, "linux.mountLabel is not supported yet")
+	if err := checkMountLabel(l.MountLabel); err != nil {
+		return err
 	}
 	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)

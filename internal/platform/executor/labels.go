@@ -49,6 +49,17 @@ func (b *builder) labels(p *specs.Process) error {
 	return nil
 }
 
+// checkMountLabel refuses what is not done. Where there is no SELinux it says that.
+func checkMountLabel(label string) error {
+	switch {
+	case label == "":
+		return nil
+	case !selinuxEnabled():
+		return errs.New(errs.Unsupported, "linux.mountLabel: %s cannot be applied: SELinux is not enabled in this kernel (/sys/fs/selinux)", label)
+	}
+	return errs.New(errs.Unsupported, "linux.mountLabel: labels of mounts are not supported yet")
+}
+
 // keyring makes the session keyring, with the process's label where there is SELinux.
 func (b *builder) keyring(label string) {
 	if label == "" || !selinuxEnabled() {
