@@ -305,7 +305,7 @@ func TestChecks(t *testing.T) {
 		"linux.memoryPolicy.flags: nodes": func(s *specs.Spec) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes, specs.MpolFRelativeNodes}}
 		},
-		"linux.mountLabel":                  func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"linux.mountLabel":         func(s *specs.Spec) { s.Linux.MountLabel = "x" },
 		"linux.personality.domain": func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "BSD"} },
 		"linux.personality.flags": func(s *specs.Spec) {
 			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
