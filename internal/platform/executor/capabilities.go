@@ -40,15 +40,33 @@ var ownCaps = sync.OnceValue(func() uint64 {
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
+// knownCaps are the capabilities of this kernel: the root of a user namespace has them all
+// in it, whatever its maker has.
+var knownCaps = sync.OnceValue(func() (known uint64) {
+	for c := range capNames {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == nil {
+			known |= 1 << c
+		}
+	}
+	return known
+})
+
+// caps are the capabilities that the container may have.
+func (b *builder) caps() uint64 {
+	if b.user != nil {
+		return knownCaps()
+	}
+	return ownCaps()
+}
+
 // capMasks translates the five sets. What cannot be granted is left out and a warning
 // each, as the specification wants it: capabilities that this kernel does not know or
 // this process does not have itself, and those that the rules of the sets forbid
 // (capabilities(7)).
-func capMasks(c *specs.LinuxCapabilities) (s capSets, warnings []string) {
+func capMasks(c *specs.LinuxCapabilities, own uint64) (s capSets, warnings []string) {
 	if c == nil {
 		return s, nil
 	}
-	own := ownCaps()
 	var lacking []string
 	mask := func(names []string) (m uint64) {
 		for _, name := range names {

@@ -19,9 +19,11 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -290,7 +292,19 @@ func (r *Rootfs) forgetVolatile() error {
 	if r.Work == "" {
 		return nil
 	}
-	if err := os.RemoveAll(r.Work + "/work/incompat/volatile"); err != nil {
+	mark := r.Work + "/work/incompat/volatile"
+	err := os.RemoveAll(mark)
+	if errors.Is(err, os.ErrPermission) {
+		// The kernel makes its directories with no permissions at all: a user without
+		// privileges has to give them to himself.
+		for _, dir := range []string{filepath.Dir(filepath.Dir(mark)), filepath.Dir(mark), mark} {
+			if err := os.Chmod(dir, 0o700); err != nil {
+				return fmt.Errorf("forget that the layer was volatile: %w", err)
+			}
+		}
+		err = os.RemoveAll(mark)
+	}
+	if err != nil {
 		return fmt.Errorf("forget that the layer was volatile: %w", err)
 	}
 	return nil

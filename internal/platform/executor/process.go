@@ -59,7 +59,7 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	if err != nil {
 		return err
 	}
-	caps, warnings := capMasks(p.Capabilities)
+	caps, warnings := capMasks(p.Capabilities, b.caps())
 	b.warnings = append(b.warnings, warnings...)
 
 	if !b.noKeyring {
@@ -93,7 +93,7 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	b.plan.Add(plan.Chdir, plan.N(0, 1), p.Cwd)
 	late := filter != nil && !p.NoNewPrivileges
 	if late {
-		if ownCaps()&capSysAdmin == 0 {
+		if b.caps()&capSysAdmin == 0 {
 			return errs.New(errs.PermissionDenied, "process.noNewPrivileges: a seccomp filter without noNewPrivileges needs CAP_SYS_ADMIN")
 		}
 		b.plan.Add(plan.Caps, plan.N(caps.effective|capSysAdmin, caps.permitted|capSysAdmin, caps.inheritable, 0))

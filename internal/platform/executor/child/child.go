@@ -204,7 +204,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Bounding:
 		return bounding(n(0))
 	case plan.User:
-		return user(o.N)
+		return s.user(o.N)
 	case plan.Caps:
 		return caps(n(0), n(1), n(2), n(3))
 	case plan.Chdir:

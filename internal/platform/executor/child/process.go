@@ -135,7 +135,7 @@ func bounding(keep uint64) *fail {
 
 // user changes the identity of this thread. The library's functions would change all
 // threads, which there is no need for.
-func user(n []uint64) *fail {
+func (s *state) user(n []uint64) *fail {
 	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0); e != 0 {
 		return raw(e, "keep capabilities")
 	}
@@ -144,7 +144,7 @@ func user(n []uint64) *fail {
 	for _, g := range n[2:] {
 		groups = append(groups, uint32(g))
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0); e != 0 && !(e == unix.EPERM && len(groups) == 0 && s.groupsDenied()) {
 		return raw(e, "additional groups")
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); e != 0 {
@@ -154,6 +154,19 @@ func user(n []uint64) *fail {
 		return raw(e, "user "+itoa(int(uid)))
 	}
 	return nil
+}
+
+// groupsDenied tells whether nobody in the user namespace may change his groups, so that
+// whoever has none of others keeps what he has (setgroups in user_namespaces(7)).
+func (s *state) groupsDenied() bool {
+	fd, err := openAt(s.proc, "self/setgroups", unix.O_RDONLY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var b [8]byte
+	n, err := unix.Read(fd, b[:])
+	return err == nil && n >= 4 && string(b[:4]) == "deny"
 }
 
 // caps sets the four sets of this thread. It may be called after the seccomp filter is
