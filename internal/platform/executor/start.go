@@ -118,7 +118,10 @@ func (b *builder) arrived(pid int) error {
 	if err := b.made(pid); err != nil {
 		return err
 	}
-	return b.moveDevices(pid)
+	if err := b.moveDevices(pid); err != nil {
+		return err
+	}
+	return b.delegate()
 }
 
 // release lets a process that waits at a gate of its own live without its parent.
