@@ -330,6 +330,17 @@ func TestUserNamespaceAttributes(t *testing.T) {
 	}
 }
 
+// TestHostsNamespacesJoined: namespaces that were made by the host's root are joined by a
+// container in a user namespace, which sees them and is nobody in them.
+func TestHostsNamespacesJoined(t *testing.T) {
+	out := sh(t, "hostname; ls /sys/class/net; mount | grep -c ' on /dev/mqueue '; touch /sys/x 2>/dev/null || echo sys is read-only; ip link set lo down 2>/dev/null || echo not the owner; echo $$", func(s *specs.Spec, c *Config) {
+		mapped(s, c)
+		s.Linux.Namespaces = append(pinned(t), specs.LinuxNamespace{Type: specs.UserNamespace})
+		s.Hostname = ""
+	})
+	lines(t, out, "pod", "lo", "1", "sys is read-only", "not the owner", "1")
+}
+
 // TestPauseInUserNamespace: a sandbox's process in a namespace of its own.
 func TestPauseInUserNamespace(t *testing.T) {
 	s := spec()

@@ -32,7 +32,7 @@ const (
 	Cover     // N: fd of a user namespace. S: path on the host. Attaches an id-mapped clone of the mount over itself
 	Tree      // N: slot, recursive. S: path on the host. Clones the mount tree there
 	Overlay   // N: slot, volatile, in a user namespace, uid and gid of its owner. S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
-	Tmpfs     // N: slot. S: options. An empty filesystem as root (pause)
+	NewFS     // N: slot, attr flags. S: fstype, source, options…
 	Propagate // N: MS_* flags. S: path
 	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
 	EnterRoot // takes the current root as it is (exec)
@@ -100,7 +100,7 @@ const (
 // Names are what errors call the operations.
 var Names = [...]string{
 	Setns: "join namespace", Unshare: "make namespace", Cross: "enter user namespace", Take: "take mount", Idmap: "map ids of", Cover: "map ids of layer", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
-	Tree: "open mount source", Overlay: "mount overlay root", Tmpfs: "mount empty root", Propagate: "set mount propagation of",
+	Tree: "open mount source", Overlay: "mount overlay root", NewFS: "make filesystem", Propagate: "set mount propagation of",
 	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
 	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
 	Sync: "wait for the runtime's hooks", Hook: "run",
