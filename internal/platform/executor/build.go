@@ -29,7 +29,9 @@ type builder struct {
 	gate      *os.File // the FIFO to wait at
 	hook      hookPlan
 	listener  *listener
-	foreign   bool // in another user namespace than the caller
+	rdt       *rdt
+	cpus      []int // where the process starts; none: anywhere
+	foreign   bool  // in another user namespace than the caller
 	created   func(*Process) error
 	extra     []*os.File // descriptors 3, 4, … of the program
 	noKeyring bool
@@ -43,6 +45,7 @@ type builder struct {
 	scheduler []uint64
 
 	cgroup      *cgroup.Group
+	cgroupRW    bool // it is mounted writable
 	nullStreams uint64
 
 	// Mounts: early opens sources on the host while its mounts are peers, layers once they
@@ -103,8 +106,11 @@ func (b *builder) container(c *Config) error {
 	} else if p == nil {
 		return errs.New(errs.Invalid, "the specification has no process")
 	}
-	if l.IntelRdt != nil || l.MemoryPolicy != nil || l.MountLabel != "" {
-		return errs.New(errs.Unsupported, "linux.intelRdt, memoryPolicy and mountLabel are not supported yet")
+	if err := b.class(c.ID, l.IntelRdt); err != nil {
+		return err
+	}
+	if err := checkMountLabel(l.MountLabel); err != nil {
+		return err
 	}
 	b.foreign = ownUsers(l)
 	createHooks, startHooks, err := b.hooks(c)
@@ -191,12 +197,8 @@ func (b *builder) container(c *Config) error {
 	if err := b.identity(spec, l); err != nil {
 		return err
 	}
-	if l.Personality != nil {
-		persona, ok := map[specs.LinuxPersonalityDomain]uint64{specs.PerLinux: 0, specs.PerLinux32: 8}[l.Personality.Domain]
-		if !ok || len(l.Personality.Flags) > 0 {
-			return errs.New(errs.Unsupported, "personality %s with flags %v is not supported", l.Personality.Domain, l.Personality.Flags)
-		}
-		b.plan.Add(plan.Personality, plan.N(persona))
+	if err := b.memory(l.MemoryPolicy, l.Personality); err != nil {
+		return err
 	}
 	if c.Pause {
 		b.plan.Add(plan.Session, nil)
@@ -247,8 +249,14 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	if err := b.namespacesOf(c.PID, pidfd); err != nil {
 		return err
 	}
+	if err := b.class(c.ID, c.IntelRdt); err != nil {
+		return err
+	}
 	b.plan.Add(plan.EnterRoot, nil)
 	b.plan.Add(plan.Umask, plan.N(0))
+	if err := b.memory(c.MemoryPolicy, c.Personality); err != nil {
+		return err
+	}
 	b.streams(c.Process, true)
 	if err := b.process(c.Process, c.Seccomp, plan.Plan{}, true); err != nil {
 		return err

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"slices"
+	"strings"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -39,13 +40,34 @@ var ownCaps = sync.OnceValue(func() uint64 {
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
-// capMasks translates the five sets. Names that this kernel does not know, and
-// capabilities that this process does not have itself, are left out and reported.
-func capMasks(c *specs.LinuxCapabilities) (s capSets, lacking []string) {
+// knownCaps are the capabilities of this kernel: the root of a user namespace has them all
+// in it, whatever its maker has.
+var knownCaps = sync.OnceValue(func() (known uint64) {
+	for c := range capNames {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == nil {
+			known |= 1 << c
+		}
+	}
+	return known
+})
+
+// caps are the capabilities that the container may have.
+func (b *builder) caps() uint64 {
+	if b.user != nil {
+		return knownCaps()
+	}
+	return ownCaps()
+}
+
+// capMasks translates the five sets. What cannot be granted is left out and a warning
+// each, as the specification wants it: capabilities that this kernel does not know or
+// this process does not have itself, and those that the rules of the sets forbid
+// (capabilities(7)).
+func capMasks(c *specs.LinuxCapabilities, own uint64) (s capSets, warnings []string) {
 	if c == nil {
 		return s, nil
 	}
-	own := ownCaps()
+	var lacking []string
 	mask := func(names []string) (m uint64) {
 		for _, name := range names {
 			i := slices.Index(capNames, name)
@@ -59,8 +81,23 @@ func capMasks(c *specs.LinuxCapabilities) (s capSets, lacking []string) {
 	}
 	s.bounding, s.effective, s.permitted = mask(c.Bounding), mask(c.Effective), mask(c.Permitted)
 	s.inheritable, s.ambient = mask(c.Inheritable), mask(c.Ambient)
-	// An ambient capability has to be both permitted and inheritable.
-	s.ambient &= s.permitted & s.inheritable
-	s.effective &= s.permitted
-	return s, lacking
+	if len(lacking) > 0 {
+		warnings = append(warnings, "capabilities that this machine or its kernel lacks are left out: "+strings.Join(lacking, ", "))
+	}
+	within := func(set *uint64, allowed uint64, rule string) {
+		if over := *set &^ allowed; over != 0 {
+			var names []string
+			for i, name := range capNames {
+				if over&(1<<i) != 0 {
+					names = append(names, name)
+				}
+			}
+			warnings = append(warnings, rule+"; left out: "+strings.Join(names, ", "))
+			*set &= allowed
+		}
+	}
+	within(&s.effective, s.permitted, "an effective capability has to be permitted")
+	within(&s.inheritable, s.bounding, "an inheritable capability has to be in the bounding set")
+	within(&s.ambient, s.permitted&s.inheritable, "an ambient capability has to be permitted and inheritable")
+	return s, warnings
 }

@@ -67,6 +67,7 @@ func (b *builder) cgroups(dest string, o mountOptions) error {
 		return errs.New(errs.Unsupported, "mount on %s: the host has no cgroup filesystem mounted", dest)
 	}
 	attr := o.set | o.deepSet
+	b.cgroupRW = b.cgroupRW || attr&unix.MOUNT_ATTR_RDONLY == 0
 	if len(hs) == 1 && hs[0].v2 {
 		return b.hierarchy(hs[0], dest, attr, o.propagation)
 	}
@@ -86,6 +87,17 @@ func (b *builder) cgroups(dest string, o mountOptions) error {
 		b.late.Add(plan.PathAttr, plan.N(unix.MOUNT_ATTR_RDONLY, 0, 0), dest)
 	}
 	return nil
+}
+
+// delegate gives the container's group to the root of its user namespace, if it sees
+// nothing above it and may write there.
+func (b *builder) delegate() error {
+	if !b.cgroupRW || b.cgroup == nil || b.user == nil || !privileged() || b.own&unix.CLONE_NEWCGROUP == 0 {
+		return nil
+	}
+	uid, _ := b.user.uids.host(0)
+	gid, _ := b.user.gids.host(0)
+	return b.cgroup.Delegate(int(uid), int(gid))
 }
 
 func (b *builder) hierarchy(h hierarchy, at string, attr, propagation uint64) error {

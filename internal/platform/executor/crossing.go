@@ -46,6 +46,9 @@ func privileged() bool { return ownCaps()&capSysAdmin != 0 }
 // split takes what needs privileges on the host out of the plan. The mappings say who the
 // program's user is there.
 func (b *builder) split(uid uint32, terminal bool) {
+	if !privileged() {
+		return
+	}
 	rest := b.plan.Ops[:0]
 	for _, op := range b.plan.Ops {
 		switch op.Code {
@@ -59,14 +62,14 @@ func (b *builder) split(uid uint32, terminal bool) {
 			b.scheduler = op.N // by the caller: not everything is inherited
 			continue
 		case plan.OwnStreams:
-			if b.user != nil && privileged() {
+			if b.user != nil {
 				continue
 			}
 		}
 		rest = append(rest, op)
 	}
 	b.plan.Ops = rest
-	if terminal || b.user == nil || !privileged() {
+	if terminal || b.user == nil {
 		return
 	}
 	if id, ok := b.user.uids.host(uid); ok {

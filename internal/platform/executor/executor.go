@@ -19,14 +19,17 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
@@ -121,6 +124,8 @@ type ExecConfig struct {
 	// ExtraFiles and NoNewKeyring are as in Config.
 	ExtraFiles   []*os.File
 	NoNewKeyring bool
+	// IntelRdt is the container's, with its ID; nil is none.
+	IntelRdt *specs.LinuxIntelRdt
 	// ID, Bundle and Annotations are the container's, for the listener of Seccomp.
 	ID, Bundle  string
 	Annotations map[string]string
@@ -128,6 +133,9 @@ type ExecConfig struct {
 	Cgroup *cgroup.Group
 	// Seccomp is the container's profile; nil is none.
 	Seccomp *specs.LinuxSeccomp
+	// Personality and MemoryPolicy are the container's too; nil is the caller's.
+	Personality  *specs.LinuxPersonality
+	MemoryPolicy *specs.LinuxMemoryPolicy
 }
 
 // Executor starts processes. It is safe for concurrent use.
@@ -211,17 +219,24 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 	if err == nil {
 		err = c.Rootfs.forgetVolatile()
 	}
+	if err == nil && b.rdt != nil {
+		err = b.rdt.prepare()
+	}
 	if err == nil {
 		var p *Process
 		if p, err = e.launch(ctx, c.ID, b, stdio); err == nil {
 			return p, nil
 		}
 	}
+	if b.rdt != nil {
+		b.rdt.undo()
+	}
 	return nil, fmt.Errorf("create %s: %w", c.ID, err)
 }
 
 // Exec makes a process in a container that runs, and returns with it waiting at the
-// gate. On error the process has been reaped.
+// gate. On error the process has been reaped. A container whose process has ended is
+// errs.NotFound, one that is paused errs.FailedPrecondition.
 func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 	id := fmt.Sprintf("process in %d", c.PID)
 	b := newBuilder(c.Cgroup, c.Stdin, c.Stdout, c.Stderr)
@@ -240,7 +255,10 @@ func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 		pidfd = os.NewFile(uintptr(fd), "pidfd")
 		defer pidfd.Close()
 	}
-	err := b.join(&c, pidfd)
+	err := awake(c.Cgroup)
+	if err == nil {
+		err = b.join(&c, pidfd)
+	}
 	if err == nil {
 		var p *Process
 		if p, err = e.launch(ctx, id, b, stdio); err == nil {
@@ -248,6 +266,22 @@ func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 		}
 	}
 	return nil, fmt.Errorf("create %s: %w", id, err)
+}
+
+// awake refuses a group that is frozen: what is started there would stand still, and not
+// even be killed until it is thawed (cgroup-v1/freezer-subsystem.rst).
+func awake(g *cgroup.Group) error {
+	if g == nil {
+		return nil
+	}
+	frozen, err := g.Frozen()
+	if err != nil {
+		return err
+	}
+	if frozen {
+		return errs.New(errs.FailedPrecondition, "the container is paused; resume it first")
+	}
+	return nil
 }
 
 // forgetVolatile removes the mark that a volatile overlay leaves in its work directory
@@ -258,7 +292,19 @@ func (r *Rootfs) forgetVolatile() error {
 	if r.Work == "" {
 		return nil
 	}
-	if err := os.RemoveAll(r.Work + "/work/incompat/volatile"); err != nil {
+	mark := r.Work + "/work/incompat/volatile"
+	err := os.RemoveAll(mark)
+	if errors.Is(err, os.ErrPermission) {
+		// The kernel makes its directories with no permissions at all: a user without
+		// privileges has to give them to himself.
+		for _, dir := range []string{filepath.Dir(filepath.Dir(mark)), filepath.Dir(mark), mark} {
+			if err := os.Chmod(dir, 0o700); err != nil {
+				return fmt.Errorf("forget that the layer was volatile: %w", err)
+			}
+		}
+		err = os.RemoveAll(mark)
+	}
+	if err != nil {
 		return fmt.Errorf("forget that the layer was volatile: %w", err)
 	}
 	return nil

@@ -18,7 +18,10 @@ func sealed(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer src.Close()
-	f, err := memfd("orlop-init", src)
+	// A program that its user may not read belongs to the user namespace of the file, not
+	// the user's (would_dump in fs/exec.c): the root of a container cannot trace it, from
+	// its first instruction.
+	f, err := memfd("orlop-init", src, 0o511)
 	if err != nil {
 		return nil, fmt.Errorf("copy %s: %w", path, err)
 	}
@@ -27,10 +30,10 @@ func sealed(path string) (*os.File, error) {
 
 // program puts an executable into a memfd.
 func program(name string, code []byte) (*os.File, error) {
-	return memfd(name, bytes.NewReader(code))
+	return memfd(name, bytes.NewReader(code), 0o555)
 }
 
-func memfd(name string, content io.Reader) (*os.File, error) {
+func memfd(name string, content io.Reader, mode os.FileMode) (*os.File, error) {
 	// MFD_EXEC is asked for where the kernel knows it (6.3), because of the sysctl
 	// vm.memfd_noexec; older ones refuse the flag.
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
@@ -45,10 +48,7 @@ func memfd(name string, content io.Reader) (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
-	// A program that its user may not read belongs to the user namespace of the file, not
-	// the user's (would_dump in fs/exec.c): the root of a container cannot trace it, from
-	// its first instruction.
-	if err := f.Chmod(0o111); err != nil {
+	if err := f.Chmod(mode); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("chmod: %w", err)
 	}

@@ -58,7 +58,7 @@ func (b *builder) root(r Rootfs, pause bool) (string, error) {
 	case pause:
 		// The directory that it passes over on its way to being the root can be any that
 		// is on every host. It is made in the container's user namespace.
-		b.inside.Add(plan.Tmpfs, plan.N(slot), "mode=755", "size=64k", "nr_inodes=64")
+		b.inside.Add(plan.NewFS, plan.N(slot, 0), "tmpfs", "tmpfs", "mode=755", "size=64k", "nr_inodes=64")
 		return "/proc", nil
 	}
 	return "", errs.New(errs.Invalid, "root filesystem: neither layers nor a directory are given")
@@ -137,6 +137,7 @@ func (b *builder) mount(m specs.Mount, dest string, o mountOptions) error {
 	}
 	switch {
 	case o.remount && !bind:
+		o.data = slices.DeleteFunc(o.data, func(s string) bool { return s == "ro" })
 		if len(o.data) > 0 {
 			return errs.New(errs.Unsupported, "mount on %s: remount changes attributes of the mount only, not the filesystem's option %s", dest, o.data[0])
 		}
@@ -171,6 +172,13 @@ func (b *builder) refused(fstype string) bool {
 
 func (b *builder) hostFS(m specs.Mount, dest string, o mountOptions) error {
 	kind := hostFS[m.Type]
+	if b.own&kind.namespace != 0 && m.Type != "proc" && privileged() {
+		// Of a namespace that is joined: whoever starts the container is privileged there.
+		slot := b.slot()
+		b.early.Add(plan.NewFS, plan.N(slot, o.set|o.deepSet), append([]string{m.Type, m.Source}, o.data...)...)
+		b.late.Add(plan.Attach, plan.N(slot), dest)
+		return nil
+	}
 	if b.own&kind.namespace != 0 {
 		return errs.New(errs.Unsupported, "mount on %s: a %s of a namespace that is joined, and does not belong to the container's user namespace, cannot be mounted in it; bind one instead", dest, m.Type)
 	}

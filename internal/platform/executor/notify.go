@@ -76,6 +76,11 @@ func (b *builder) listen(sc *specs.LinuxSeccomp, filter *seccomp.Program, exec b
 
 // made fills in what is known of the process only when it is there.
 func (b *builder) made(pid int) error {
+	if b.rdt != nil {
+		if err := b.rdt.assign(pid); err != nil {
+			return err
+		}
+	}
 	l := b.listener
 	if l == nil {
 		return nil

@@ -2,7 +2,7 @@ package executor
 
 import (
 	"encoding/binary"
-	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -52,43 +52,29 @@ func (b *builder) streams(p *specs.Process, exec bool) {
 // no_new_privs installing one needs CAP_SYS_ADMIN, so that is kept until then, and the
 // filter has to allow capset.
 func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.Plan, exec bool) error {
-	if len(p.Args) == 0 {
-		return errs.New(errs.Invalid, "process: args are empty: there is no command to run")
-	}
-	if !path.IsAbs(p.Cwd) {
-		return errs.New(errs.Invalid, "process: cwd %q is not an absolute path", p.Cwd)
-	}
-	for _, list := range [][]string{p.Args, p.Env, {p.Cwd}} {
-		for _, s := range list {
-			if strings.IndexByte(s, 0) >= 0 {
-				return errs.New(errs.Invalid, "process: %q has a null byte in it", s)
-			}
-		}
-	}
-	if p.SelinuxLabel != "" {
-		return errs.New(errs.Unsupported, "process: SELinux labels are not supported yet")
-	}
-	if p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined" {
-		return errs.New(errs.Unsupported, "process: AppArmor profiles are not supported yet (asked for: %s)", p.ApparmorProfile)
+	if err := checkProcess(p); err != nil {
+		return err
 	}
 	filter, err := seccomp.Compile(sc)
 	if err != nil {
 		return err
 	}
-	caps, lacking := capMasks(p.Capabilities)
-	if len(lacking) > 0 {
-		b.warnings = append(b.warnings, "capabilities that this machine or its kernel lacks are left out: "+strings.Join(lacking, ", "))
-	}
+	caps, warnings := capMasks(p.Capabilities, b.caps())
+	b.warnings = append(b.warnings, warnings...)
 
 	if !b.noKeyring {
-		b.plan.Add(plan.Keyring, nil, "orlop")
+		b.keyring(p.SelinuxLabel)
+	}
+	if err := b.labels(p); err != nil {
+		return err
 	}
 	if p.OOMScoreAdj != nil {
 		b.plan.Add(plan.OOMScore, plan.N(uint64(int64(*p.OOMScoreAdj))))
 	}
-	if err := b.scheduling(p, exec); err != nil {
-		return err
+	if len(hooks.Ops) > 0 && p.Scheduler != nil && p.Scheduler.Policy == specs.SchedDeadline && !slices.Contains(p.Scheduler.Flags, specs.SchedFlagResetOnFork) {
+		return errs.New(errs.Invalid, "process.scheduler.policy: a process with SCHED_DEADLINE cannot start hooks.startContainer without SCHED_FLAG_RESET_ON_FORK")
 	}
+	b.scheduling(p, exec)
 	b.plan.Add(plan.Chdir, plan.N(1, 0), p.Cwd)
 	if p.User.Umask != nil {
 		b.plan.Add(plan.Umask, plan.N(uint64(*p.User.Umask)))
@@ -96,8 +82,8 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 		b.plan.Add(plan.Umask, plan.N(0o022))
 	}
 	b.plan.Add(plan.Bounding, plan.N(caps.bounding))
-	if err := b.rlimits(p.Rlimits); err != nil {
-		return err
+	for _, l := range p.Rlimits {
+		b.plan.Add(plan.Rlimit, plan.N(rlimits[l.Type], l.Soft, l.Hard), l.Type)
 	}
 	ids := plan.N(uint64(p.User.UID), uint64(p.User.GID))
 	for _, g := range p.User.AdditionalGids {
@@ -107,8 +93,8 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	b.plan.Add(plan.Chdir, plan.N(0, 1), p.Cwd)
 	late := filter != nil && !p.NoNewPrivileges
 	if late {
-		if ownCaps()&capSysAdmin == 0 {
-			return errs.New(errs.PermissionDenied, "process: a seccomp filter without noNewPrivileges needs CAP_SYS_ADMIN")
+		if b.caps()&capSysAdmin == 0 {
+			return errs.New(errs.PermissionDenied, "process.noNewPrivileges: a seccomp filter without noNewPrivileges needs CAP_SYS_ADMIN")
 		}
 		b.plan.Add(plan.Caps, plan.N(caps.effective|capSysAdmin, caps.permitted|capSysAdmin, caps.inheritable, 0))
 	} else {
@@ -116,6 +102,9 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	}
 	if p.NoNewPrivileges {
 		b.plan.Add(plan.NoNewPrivs, nil)
+	}
+	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		b.plan.Add(plan.Home, plan.N(uint64(p.User.UID)))
 	}
 	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(p.Env))
 	if err := b.extraFiles(); err != nil {
@@ -152,64 +141,4 @@ func searchPath(env []string) string {
 		}
 	}
 	return defaultPath
-}
-
-func (b *builder) rlimits(list []specs.POSIXRlimit) error {
-	seen := map[string]bool{}
-	for _, l := range list {
-		r, ok := rlimits[l.Type]
-		if !ok {
-			return errs.New(errs.Invalid, "process: rlimit %q is not known", l.Type)
-		}
-		if seen[l.Type] {
-			return errs.New(errs.Invalid, "process: rlimit %s is given twice", l.Type)
-		}
-		if l.Soft > l.Hard {
-			return errs.New(errs.Invalid, "process: rlimit %s: soft limit %d is above the hard limit %d", l.Type, l.Soft, l.Hard)
-		}
-		seen[l.Type] = true
-		b.plan.Add(plan.Rlimit, plan.N(r, l.Soft, l.Hard), l.Type)
-	}
-	return nil
-}
-
-var policies = map[specs.LinuxSchedulerPolicy]uint64{
-	specs.SchedOther: unix.SCHED_NORMAL, specs.SchedFIFO: unix.SCHED_FIFO, specs.SchedRR: unix.SCHED_RR,
-	specs.SchedBatch: unix.SCHED_BATCH, specs.SchedIdle: unix.SCHED_IDLE, specs.SchedDeadline: unix.SCHED_DEADLINE,
-}
-
-var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
-	specs.SchedFlagResetOnFork: unix.SCHED_FLAG_RESET_ON_FORK, specs.SchedFlagReclaim: unix.SCHED_FLAG_RECLAIM,
-	specs.SchedFlagDLOverrun: unix.SCHED_FLAG_DL_OVERRUN, specs.SchedFlagKeepPolicy: unix.SCHED_FLAG_KEEP_POLICY,
-	specs.SchedFlagKeepParams: unix.SCHED_FLAG_KEEP_PARAMS, specs.SchedFlagUtilClampMin: unix.SCHED_FLAG_UTIL_CLAMP_MIN,
-	specs.SchedFlagUtilClampMax: unix.SCHED_FLAG_UTIL_CLAMP_MAX,
-}
-
-func (b *builder) scheduling(p *specs.Process, exec bool) error {
-	if s := p.Scheduler; s != nil {
-		policy, ok := policies[s.Policy]
-		if !ok {
-			return errs.New(errs.Invalid, "process: scheduler policy %q is not known", s.Policy)
-		}
-		var flags uint64
-		for _, f := range s.Flags {
-			v, ok := schedFlags[f]
-			if !ok {
-				return errs.New(errs.Invalid, "process: scheduler flag %q is not known", f)
-			}
-			flags |= v
-		}
-		b.plan.Add(plan.Scheduler, plan.N(policy, flags, uint64(int64(s.Nice)), uint64(s.Priority), s.Runtime, s.Deadline, s.Period))
-	}
-	if io := p.IOPriority; io != nil {
-		class, ok := map[specs.IOPriorityClass]uint64{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}[io.Class]
-		if !ok || io.Priority < 0 || io.Priority > 7 {
-			return errs.New(errs.Invalid, "process: I/O priority %s %d: the class is not known or the priority is not in 0–7", io.Class, io.Priority)
-		}
-		b.plan.Add(plan.IOPriority, plan.N(class<<13|uint64(io.Priority)))
-	}
-	if p.ExecCPUAffinity != nil && exec {
-		return errs.New(errs.Unsupported, "process: execCPUAffinity is not supported yet")
-	}
-	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // initEnv is the environment of orlop-init: what Go's runtime would do for a long life is
@@ -117,7 +118,10 @@ func (b *builder) arrived(pid int) error {
 	if err := b.made(pid); err != nil {
 		return err
 	}
-	return b.moveDevices(pid)
+	if err := b.moveDevices(pid); err != nil {
+		return err
+	}
+	return b.delegate()
 }
 
 // release lets a process that waits at a gate of its own live without its parent.
@@ -182,11 +186,19 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 		}
 		return err
 	}
+	bound := func() error {
+		if err := bindThread(b.cpus); err != nil {
+			return err
+		}
+		return spawn()
+	}
 	switch {
 	case b.pidns != nil:
-		err = onPIDNamespace(b.pidns, spawn)
+		err = onPIDNamespace(b.pidns, bound)
 	case b.pidfd != nil:
-		err = onPIDNamespace(b.pidfd, spawn)
+		err = onPIDNamespace(b.pidfd, bound)
+	case len(b.cpus) > 0:
+		err = namespace.OnThread(bound)
 	default:
 		err = spawn()
 	}

@@ -52,7 +52,8 @@ type state struct {
 	root   int // the container's root, once it is entered
 	extra  int // descriptors of the program's beside the standard streams
 	exe    *byte
-	cwd    bool // changed to the working directory
+	cwd    bool   // changed to the working directory
+	home   string // of the user, "" where the environment says it
 	argv   []*byte
 	envv   []*byte
 	notify *notifier
@@ -117,8 +118,8 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.tree(int(n(0)), n(1) != 0, str(0))
 	case plan.Overlay:
 		return s.overlay(int(n(0)), n(1) != 0, n(2) != 0, uint32(n(3)), uint32(n(4)), o.S)
-	case plan.Tmpfs:
-		return s.tmpfs(int(n(0)), o.S)
+	case plan.NewFS:
+		return s.filesystem(int(n(0)), n(1), o.S)
 	case plan.Propagate:
 		return failed(unix.Mount("", str(0), "", uintptr(n(0)), ""), str(0))
 	case plan.Root:
@@ -178,25 +179,32 @@ func (s *state) run(o *plan.Op) *fail {
 		return nil
 	case plan.Personality:
 		_, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(n(0)), 0, 0)
-		return raw(e, "")
+		return raw(e, str(0))
 	case plan.Scheduler:
-		return scheduler(o.N)
+		return scheduler(o.N, str(0))
 	case plan.IOPriority:
 		_, _, e := unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, 0, uintptr(n(0)))
-		return raw(e, "")
+		return raw(e, str(0))
 	case plan.Affinity:
 		if len(o.N) == 0 {
 			return nil
 		}
 		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(o.N)), uintptr(unsafe.Pointer(&o.N[0])))
-		return raw(e, "")
+		return raw(e, str(0))
+	case plan.MemoryPolicy:
+		return memoryPolicy(n(0), o.N[1:], str(0))
+	case plan.Attribute:
+		return s.attribute(str(0), str(1), o.S[2:])
+	case plan.Home:
+		s.setHome(n(0))
+		return nil
 	case plan.Umask:
 		unix.Umask(int(n(0)))
 		return nil
 	case plan.Bounding:
 		return bounding(n(0))
 	case plan.User:
-		return user(o.N)
+		return s.user(o.N)
 	case plan.Caps:
 		return caps(n(0), n(1), n(2), n(3))
 	case plan.Chdir:

@@ -98,6 +98,13 @@ func (s *state) prepare() *fail {
 				s.envv = append(s.envv, p)
 			}
 		}
+		if s.home != "" {
+			p, err := unix.BytePtrFromString("HOME=" + s.home)
+			if err != nil {
+				return failed(err, s.home)
+			}
+			s.envv = append(s.envv, p)
+		}
 		s.argv = append(s.argv, nil)
 		s.envv = append(s.envv, nil)
 	}

@@ -83,11 +83,39 @@ func keyring(name string) {
 	}
 }
 
-func scheduler(n []uint64) *fail {
+func scheduler(n []uint64, operand string) *fail {
 	var at = unix.SchedAttr{Size: unix.SizeofSchedAttr}
 	at.Policy, at.Flags, at.Nice, at.Priority = uint32(n[0]), n[1], int32(n[2]), uint32(n[3])
 	at.Runtime, at.Deadline, at.Period = n[4], n[5], n[6]
-	return failed(unix.SchedSetAttr(0, &at, 0), "")
+	return failed(unix.SchedSetAttr(0, &at, 0), operand)
+}
+
+func memoryPolicy(mode uint64, nodes []uint64, operand string) *fail {
+	var mask *uint64
+	if len(nodes) > 0 {
+		mask = &nodes[0]
+	}
+	// The kernel takes one bit less than it is told.
+	_, _, e := unix.RawSyscall(unix.SYS_SET_MEMPOLICY, uintptr(mode), uintptr(unsafe.Pointer(mask)), uintptr(64*len(nodes)+1))
+	f := raw(e, operand)
+	switch e {
+	case unix.EINVAL:
+		f.hint = "the kernel does not know it, or there are no such nodes in this machine or the cgroup's cpuset"
+	case unix.ENOSYS:
+		f.hint = "the kernel is built without NUMA"
+	}
+	return f
+}
+
+// attribute writes to the first of the files that exists.
+func (s *state) attribute(value, what string, paths []string) *fail {
+	var f *fail
+	for _, p := range paths {
+		if f = s.writeProc(p, value, what); f == nil || f.errno != unix.ENOENT {
+			break
+		}
+	}
+	return f
 }
 
 // bounding drops every capability that is not in keep.
@@ -107,7 +135,7 @@ func bounding(keep uint64) *fail {
 
 // user changes the identity of this thread. The library's functions would change all
 // threads, which there is no need for.
-func user(n []uint64) *fail {
+func (s *state) user(n []uint64) *fail {
 	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0); e != 0 {
 		return raw(e, "keep capabilities")
 	}
@@ -116,7 +144,7 @@ func user(n []uint64) *fail {
 	for _, g := range n[2:] {
 		groups = append(groups, uint32(g))
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0); e != 0 && !(e == unix.EPERM && len(groups) == 0 && s.groupsDenied()) {
 		return raw(e, "additional groups")
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); e != 0 {
@@ -126,6 +154,19 @@ func user(n []uint64) *fail {
 		return raw(e, "user "+itoa(int(uid)))
 	}
 	return nil
+}
+
+// groupsDenied tells whether nobody in the user namespace may change his groups, so that
+// whoever has none of others keeps what he has (setgroups in user_namespaces(7)).
+func (s *state) groupsDenied() bool {
+	fd, err := openAt(s.proc, "self/setgroups", unix.O_RDONLY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var b [8]byte
+	n, err := unix.Read(fd, b[:])
+	return err == nil && n >= 4 && string(b[:4]) == "deny"
 }
 
 // caps sets the four sets of this thread. It may be called after the seccomp filter is

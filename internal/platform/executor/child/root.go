@@ -265,10 +265,11 @@ func byFD(path string) (string, *fail) {
 	return "/proc/self/fd/" + itoa(fd), nil
 }
 
-func (s *state) tmpfs(i int, opts []string) *fail {
-	fd, f := s.newFS("tmpfs", "tmpfs", opts, 0)
+// filesystem makes a new one in slot i: args are type, source, options.
+func (s *state) filesystem(i int, attr uint64, args []string) *fail {
+	fd, f := s.newFS(args[0], args[1], args[2:], attr)
 	if f == nil {
-		s.put(i, fd, true, "tmpfs")
+		s.put(i, fd, true, args[0])
 	}
 	return f
 }

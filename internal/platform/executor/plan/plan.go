@@ -32,7 +32,7 @@ const (
 	Cover     // N: fd of a user namespace. S: path on the host. Attaches an id-mapped clone of the mount over itself
 	Tree      // N: slot, recursive. S: path on the host. Clones the mount tree there
 	Overlay   // N: slot, volatile, in a user namespace, uid and gid of its owner. S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
-	Tmpfs     // N: slot. S: options. An empty filesystem as root (pause)
+	NewFS     // N: slot, attr flags. S: fstype, source, options…
 	Propagate // N: MS_* flags. S: path
 	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
 	EnterRoot // takes the current root as it is (exec)
@@ -58,23 +58,26 @@ const (
 	Sysctl     // S: name with slashes, value
 
 	// What belongs to the process.
-	Session     // setsid
-	Console     // N: rows, columns, uid, bind /dev/console. Sends the master to the parent
-	NullStreams // N: bit mask of the streams to connect to the container's /dev/null
-	OwnStreams  // N: uid. Gives FIFOs among the standard streams to the user
-	OOMScore    // N: adjustment (int32)
-	Rlimit      // N: resource, soft, hard. S: name
-	RaiseLimit  // likewise; only raises the hard limit
-	Keyring     // S: name. A new session keyring
-	Personality // N: persona
-	Scheduler   // N: policy, flags, nice (int32), priority, runtime, deadline, period
-	IOPriority  // N: value for ioprio_set
-	Affinity    // N: words of the CPU mask
-	Umask       // N: mask
-	Bounding    // N: mask of capabilities to keep
-	User        // N: uid, gid, additional gids…
-	Caps        // N: effective, permitted, inheritable, ambient
-	Chdir       // N: make it if missing, it is the last try. S: path
+	Session      // setsid
+	Console      // N: rows, columns, uid, bind /dev/console. Sends the master to the parent
+	NullStreams  // N: bit mask of the streams to connect to the container's /dev/null
+	OwnStreams   // N: uid. Gives FIFOs among the standard streams to the user
+	OOMScore     // N: adjustment (int32)
+	Rlimit       // N: resource, soft, hard. S: name
+	RaiseLimit   // likewise; only raises the hard limit
+	Keyring      // S: name. A new session keyring
+	Personality  // N: persona. S: its name
+	Scheduler    // N: policy, flags, nice (int32), priority, runtime, deadline, period. S: policy
+	IOPriority   // N: value for ioprio_set. S: class and priority
+	Affinity     // N: words of the CPU mask. S: CPUs
+	MemoryPolicy // N: mode with flags, words of the node mask. S: what it is
+	Attribute    // S: value, what it is, paths in the host's /proc, of which the first that exists is written to
+	Home         // N: uid. Adds HOME to the environment of the exec that follows, from the container's /etc/passwd
+	Umask        // N: mask
+	Bounding     // N: mask of capabilities to keep
+	User         // N: uid, gid, additional gids…
+	Caps         // N: effective, permitted, inheritable, ambient
+	Chdir        // N: make it if missing, it is the last try. S: path
 	NoNewPrivs
 	Lookup  // S: file, PATH, for the exec that follows
 	Files   // N: fds that become 3, 4, … of the program
@@ -97,7 +100,7 @@ const (
 // Names are what errors call the operations.
 var Names = [...]string{
 	Setns: "join namespace", Unshare: "make namespace", Cross: "enter user namespace", Take: "take mount", Idmap: "map ids of", Cover: "map ids of layer", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
-	Tree: "open mount source", Overlay: "mount overlay root", Tmpfs: "mount empty root", Propagate: "set mount propagation of",
+	Tree: "open mount source", Overlay: "mount overlay root", NewFS: "make filesystem", Propagate: "set mount propagation of",
 	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
 	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
 	Sync: "wait for the runtime's hooks", Hook: "run",
@@ -105,7 +108,7 @@ var Names = [...]string{
 	Hostname: "set host name", Domainname: "set domain name", Sysctl: "set sysctl",
 	Session: "start session", Console: "open terminal", NullStreams: "open /dev/null", OwnStreams: "own standard streams",
 	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", RaiseLimit: "raise rlimit", Keyring: "join session keyring", Personality: "set personality",
-	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity", Umask: "set umask",
+	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity to", MemoryPolicy: "set memory policy", Attribute: "apply", Home: "look up home directory", Umask: "set umask",
 	Bounding: "drop capabilities from the bounding set", User: "change user", Caps: "set capabilities", Chdir: "change to working directory",
 	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Listen: "connect to seccomp listener", Seccomp: "install seccomp filter",
 	Exec: "execute", Pause: "pause",
