@@ -298,6 +298,7 @@ func (c *Container) undo(ctx context.Context) error {
 		if err := c.removeGroup(ctx); err != nil {
 			return err
 		}
+		c.poststop(ctx)
 	}
 	return c.forget()
 }

@@ -18,6 +18,7 @@ import (
 var (
 	afterKilled       = fault.New("container.delete.processes-ended")
 	afterGroupRemoved = fault.New("container.delete.cgroup-removed")
+	afterHooks        = fault.New("container.delete.hooks-run")
 	afterRecordGone   = fault.New("container.delete.record-removed")
 )
 
@@ -70,6 +71,8 @@ func (c *Container) remove(ctx context.Context) error {
 		return err
 	}
 	afterGroupRemoved.Hit()
+	c.poststop(ctx)
+	afterHooks.Hit()
 	return c.forget()
 }
 
