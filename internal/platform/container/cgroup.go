@@ -92,9 +92,23 @@ func ownGroup() (string, error) {
 	return path.Clean("/" + own), nil
 }
 
-// hosts opens the host's control groups with the driver that a container was made with.
-func openGroups(d cgroup.Driver) (*cgroup.Host, error) {
-	return cgroup.Open(cgroup.Options{Driver: d})
+// groups opens the host's control groups with a container's driver. They are looked for
+// in the mount table, which a short command should read but once.
+func (s *Store) groups(d cgroup.Driver) (*cgroup.Host, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.hosts[d]; h != nil {
+		return h, nil
+	}
+	h, err := cgroup.Open(cgroup.Options{Driver: d})
+	if err != nil {
+		return nil, err
+	}
+	if s.hosts == nil {
+		s.hosts = map[cgroup.Driver]*cgroup.Host{}
+	}
+	s.hosts[d] = h
+	return h, nil
 }
 
 // group returns the container's group, nil if it has none or it is gone.
@@ -102,7 +116,7 @@ func (c *Container) group() (*cgroup.Group, error) {
 	if c.rec.Cgroup == "" {
 		return nil, nil
 	}
-	h, err := openGroups(c.rec.Driver)
+	h, err := c.store.groups(c.rec.Driver)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +130,7 @@ func (c *Container) group() (*cgroup.Group, error) {
 // makeGroup makes the container's group. A group of that path that has processes, or that is
 // frozen, is somebody else's.
 func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
-	h, err := openGroups(c.rec.Driver)
+	h, err := c.store.groups(c.rec.Driver)
 	if err != nil {
 		return nil, err
 	}

@@ -31,22 +31,33 @@ func NewForeground(subreaper bool) (*Foreground, error) {
 			return nil, fmt.Errorf("become a subreaper: %w", err)
 		}
 	}
-	var list []os.Signal
-	for n := syscall.Signal(1); n < 65; n++ {
-		switch n {
-		case unix.SIGURG, unix.SIGPIPE, unix.SIGKILL, unix.SIGSTOP, 32, 33, 34: // Go's, and libc's
-			continue
-		case unix.SIGCHLD:
-			if !subreaper {
-				continue
-			}
-		}
-		if !signal.Ignored(n) {
-			list = append(list, n)
+	f.take(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
+	return f, nil
+}
+
+// rareAfter is how old a process is when the rare signals are taken too.
+const rareAfter = 20 * time.Millisecond
+
+// take has the signals sent to us instead of what they do by themselves. Each costs four
+// switches between threads in Go's runtime, together more than the rest of a start: those
+// that are hardly ever sent are left for when the process has shown that it stays.
+func (f *Foreground) take(list ...syscall.Signal) {
+	for _, s := range list {
+		if !signal.Ignored(s) {
+			signal.Notify(f.signals, s)
 		}
 	}
-	signal.Notify(f.signals, list...)
-	return f, nil
+}
+
+// takeRare takes all others that there can be a reason to send.
+func (f *Foreground) takeRare() {
+	if f.subreaper {
+		f.take(unix.SIGCHLD)
+	}
+	f.take(unix.SIGALRM, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGWINCH, unix.SIGXCPU, unix.SIGXFSZ)
+	for n := syscall.Signal(35); n < 65; n++ { // real-time signals but the first, which is Go's
+		f.take(n)
+	}
 }
 
 // Wait gives the process its terminal, if it has one, passes signals on, and returns the exit code
@@ -61,15 +72,23 @@ func (f *Foreground) Wait(p *executor.Process) (int, error) {
 		}
 		defer t.restore()
 		done = t.output
+		f.take(unix.SIGWINCH)
 	}
 	stop := make(chan struct{})
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
+		rare := time.NewTimer(rareAfter)
+		defer rare.Stop()
 		for {
 			select {
 			case <-stop:
 				return
+			case <-rare.C:
+				f.takeRare()
+				if f.subreaper { // those that have come before
+					f.reap(p.PID())
+				}
 			case s := <-f.signals:
 				f.handle(p, master, s.(syscall.Signal))
 			}
