@@ -127,23 +127,27 @@ func (c *Container) group() (*cgroup.Group, error) {
 	return g, err
 }
 
-// makeGroup makes the container's group. A group of that path that has processes, or that is
-// frozen, is somebody else's.
+// free makes sure that the container's group is nobody else's: one that has processes, or
+// that is frozen, is. It comes before the intent, as a group that an intent names is
+// taken for the container's own.
+func (c *Container) free() error {
+	g, err := c.group()
+	if err != nil || g == nil {
+		return err
+	}
+	if !g.Empty() {
+		return errs.New(errs.InUse, "cgroup %s has processes already: give the container a cgroupsPath of its own", c.rec.Cgroup)
+	}
+	if frozen, err := g.Frozen(); err == nil && frozen {
+		return errs.New(errs.FailedPrecondition, "cgroup %s is frozen: what would be started in it could not run", c.rec.Cgroup)
+	}
+	return nil
+}
+
+// makeGroup makes the container's group.
 func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 	h, err := c.store.groups(c.rec.Driver)
 	if err != nil {
-		return nil, err
-	}
-	g, err := h.Load(c.rec.Cgroup)
-	switch {
-	case err == nil:
-		if !g.Empty() {
-			return nil, errs.New(errs.InUse, "cgroup %s has processes already: give the container a cgroupsPath of its own", c.rec.Cgroup)
-		}
-		if frozen, err := g.Frozen(); err == nil && frozen {
-			return nil, errs.New(errs.FailedPrecondition, "cgroup %s is frozen: what would be started in it could not run", c.rec.Cgroup)
-		}
-	case !errors.Is(err, errs.NotFound):
 		return nil, err
 	}
 	var res *specs.LinuxResources
@@ -152,9 +156,11 @@ func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 	} else {
 		res = withDevices(nil)
 	}
-	if g, err = h.Create(c.rec.Cgroup, res); err != nil {
+	g, err := h.Create(c.rec.Cgroup, res)
+	if err != nil {
 		return nil, err
 	}
+	c.made = true
 	if err := delegate(g, spec); err != nil {
 		return g, err
 	}
