@@ -138,6 +138,10 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 		if fg, err = container.NewForeground(subreaper); err != nil {
 			return removing(c, err)
 		}
+		defer fg.Close()
+		if err := fg.Attach(c.Process()); err != nil {
+			return removing(c, err)
+		}
 	}
 	if err := c.Start(ctx); err != nil {
 		return removing(c, err)

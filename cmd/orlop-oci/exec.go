@@ -90,6 +90,10 @@ func (a *app) exec(args []string, x execFlags, o container.ExecOptions, preserve
 	if err != nil {
 		return 0, err
 	}
+	defer fg.Close()
+	if err := fg.Attach(p); err != nil {
+		return 0, err
+	}
 	if err := p.Start(ctx); err != nil {
 		return 0, err
 	}

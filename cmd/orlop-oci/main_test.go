@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 	}
 	dir, remove, err := programs.Build(
 		programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w"},
-		programs.Program{Package: "cmd/orlop-oci", Name: "orlop-oci-faults", Tags: "faults"})
+		programs.Program{Package: "cmd/orlop-oci", Name: "orlop-oci-faults", Tags: "faults"},
+		programs.Program{Package: "cmd/orlop-oci/testdata/notifier"})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -93,7 +94,7 @@ func newRig(t testing.TB, args ...string) *rig {
 			t.Fatal(err)
 		}
 	}
-	for _, a := range []string{"sh", "true", "cat", "sleep", "id", "pwd", "tty", "stty", "kill", "echo", "dd", "env", "ls", "test"} {
+	for _, a := range []string{"sh", "true", "cat", "sleep", "id", "pwd", "tty", "stty", "kill", "echo", "dd", "env", "ls", "test", "grep"} {
 		if err := os.Symlink("busybox", rootfs+"/bin/"+a); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +130,7 @@ func (r *rig) check() {
 		r.run("delete", "--force", r.id)
 	}
 	eventually(r.t, "processes left behind", func() (bool, string) {
-		left := reapOrphans()
+		left := reapOrphans(true)
 		return len(left) == 0, fmt.Sprint(left)
 	})
 	if g := groups(strings.TrimPrefix(r.spec.Linux.CgroupsPath, "/")); len(g) > 0 {
@@ -141,13 +142,17 @@ func (r *rig) check() {
 	}
 }
 
-// reapOrphans reaps the ended children that came to us, and returns those that run.
-func reapOrphans() (running []string) {
+// reapOrphans reaps the ended children that came to us, and returns those that run;
+// commands, which are reaped by who started them, only with all.
+func reapOrphans(all bool) (running []string) {
 	tasks, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, t := range tasks {
 		list, _ := os.ReadFile(t)
 		for _, w := range strings.Fields(string(list)) {
 			pid, _ := strconv.Atoi(w)
+			if name, _ := os.ReadFile("/proc/" + w + "/comm"); !all && strings.HasPrefix(string(name), "orlop-oci") {
+				continue
+			}
 			if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err == nil && got == 0 {
 				cmd, _ := os.ReadFile("/proc/" + w + "/cmdline")
 				running = append(running, w+" "+strings.ReplaceAll(string(cmd), "\x00", " "))
@@ -258,7 +263,11 @@ func (r *rig) state() (st struct {
 
 func (r *rig) reaches(status string) {
 	r.t.Helper()
-	eventually(r.t, "status is not "+status, func() (bool, string) { s := r.state().Status; return s == status, s })
+	eventually(r.t, "status is not "+status, func() (bool, string) {
+		reapOrphans(false) // a PID namespace ends when all that was in it is reaped
+		s := r.state().Status
+		return s == status, s
+	})
 }
 
 // kill ends the container and deletes it.
@@ -310,4 +319,16 @@ func all(f *os.File) string {
 	f.SetReadDeadline(time.Now().Add(20 * time.Second))
 	data, _ := io.ReadAll(f)
 	return string(data)
+}
+
+// notifier puts testdata/notifier there.
+func notifier(t testing.TB, to string) {
+	t.Helper()
+	data, err := os.ReadFile(built + "/notifier")
+	if err == nil {
+		err = os.WriteFile(to, data, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

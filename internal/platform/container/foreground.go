@@ -20,6 +20,7 @@ import (
 type Foreground struct {
 	signals   chan os.Signal
 	subreaper bool
+	terminal  *terminal // of the process, nil if it has none
 }
 
 // NewForeground begins to take the signals. With subreaper, processes of a container that
@@ -60,20 +61,27 @@ func (f *Foreground) takeRare() {
 	}
 }
 
-// Wait gives the process its terminal, if it has one, passes signals on, and returns the exit code
-// once it has ended: 128 and the signal's number where a signal ended it.
-func (f *Foreground) Wait(p *executor.Process) (int, error) {
-	var done chan struct{}
-	master := p.Console()
-	if master != nil {
-		t, err := attach(master)
-		if err != nil {
-			return -1, err
-		}
-		defer t.restore()
-		done = t.output
+// Attach gives the process its terminal, if it has one: before it starts, so that it finds
+// the size right. Close undoes it.
+func (f *Foreground) Attach(p *executor.Process) (err error) {
+	if master := p.Console(); master != nil {
 		f.take(unix.SIGWINCH)
+		f.terminal, err = attach(master)
 	}
+	return err
+}
+
+// Close makes the caller's terminal what it was.
+func (f *Foreground) Close() {
+	if f.terminal != nil {
+		f.terminal.restore()
+	}
+}
+
+// Wait passes signals on, and returns the exit code of the process once it has ended: 128
+// and the signal's number where a signal ended it.
+func (f *Foreground) Wait(p *executor.Process) (int, error) {
+	master := p.Console()
 	stop := make(chan struct{})
 	gone := make(chan struct{})
 	go func() {
@@ -100,10 +108,10 @@ func (f *Foreground) Wait(p *executor.Process) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("wait for process %d: %w", p.PID(), err)
 	}
-	if done != nil {
+	if f.terminal != nil {
 		// What it wrote last. Another process may keep the terminal for longer.
 		master.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		<-done
+		<-f.terminal.output
 	}
 	return end.Code, nil
 }
