@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,6 +91,11 @@ func (a *app) exec(args []string, x execFlags, o container.ExecOptions, preserve
 	if err != nil {
 		return 0, err
 	}
+	if ctx.Err() != nil { // as in runContainer
+		return 0, context.Cause(ctx)
+	}
+	stop()
+	ctx = context.Background()
 	defer fg.Close()
 	if err := fg.Attach(p); err != nil {
 		return 0, err
@@ -97,7 +103,6 @@ func (a *app) exec(args []string, x execFlags, o container.ExecOptions, preserve
 	if err := p.Start(ctx); err != nil {
 		return 0, err
 	}
-	stop()
 	return fg.Wait(p)
 }
 

@@ -163,14 +163,14 @@ func TestForegroundTerminal(t *testing.T) {
 
 // Signals go on to the process, the rare ones too.
 func TestForegroundSignals(t *testing.T) {
-	r := newRig(t, "/bin/sh", "-c", `for s in TERM USR1 HUP RTMIN+3; do trap "echo got $s" $s; done; echo ready; while :; do sleep 0.02; done`)
+	r := newRig(t, "/bin/sh", "-c", `for s in TERM USR1 HUP 37; do trap "echo got $s" $s; done; echo ready; while :; do sleep 0.02; done`)
 	cmd := r.command("run", r.id)
 	out, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	cmd.Stdout = w
+	cmd.Stdout, cmd.Stderr = w, os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestForegroundSignals(t *testing.T) {
 	for _, s := range []struct {
 		sig  unix.Signal
 		name string
-	}{{unix.SIGTERM, "TERM"}, {unix.SIGUSR1, "USR1"}, {unix.SIGHUP, "HUP"}} {
+	}{{unix.SIGTERM, "TERM"}, {unix.SIGUSR1, "USR1"}, {unix.SIGHUP, "HUP"}, {37, "37"}} {
 		cmd.Process.Signal(s.sig)
 		if got := line(); got != "got "+s.name {
 			t.Errorf("%q, want %s", got, s.name)
