@@ -138,6 +138,17 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 		if fg, err = container.NewForeground(subreaper); err != nil {
 			return removing(c, err)
 		}
+		// From here on signals are the process's: it may run, and have handlers, before we
+		// know that it does.
+		if ctx.Err() != nil {
+			return removing(c, context.Cause(ctx))
+		}
+		stop()
+		ctx = context.Background()
+		defer fg.Close()
+		if err := fg.Attach(c.Process()); err != nil {
+			return removing(c, err)
+		}
 	}
 	if err := c.Start(ctx); err != nil {
 		return removing(c, err)
@@ -150,7 +161,6 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 			a.log.Warn("sd_notify", "error", err)
 		}
 	}()
-	stop() // from here on signals are the process's
 	code, err := fg.Wait(c.Process())
 	if err != nil {
 		return removing(c, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,10 +91,18 @@ func (a *app) exec(args []string, x execFlags, o container.ExecOptions, preserve
 	if err != nil {
 		return 0, err
 	}
+	if ctx.Err() != nil { // as in runContainer
+		return 0, context.Cause(ctx)
+	}
+	stop()
+	ctx = context.Background()
+	defer fg.Close()
+	if err := fg.Attach(p); err != nil {
+		return 0, err
+	}
 	if err := p.Start(ctx); err != nil {
 		return 0, err
 	}
-	stop()
 	return fg.Wait(p)
 }
 

@@ -27,7 +27,12 @@ func newLogger(path, format string, debug bool) (*logger, error) {
 		}
 		w = f
 	}
-	o := &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	// Standard error is also the program's: there are only errors there.
+	level := slog.LevelInfo
+	if l.toStderr {
+		level = slog.LevelError
+	}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Key {
 		case slog.LevelKey:
 			a.Value = slog.StringValue(strings.ToLower(strings.Replace(a.Value.String(), "WARN", "WARNING", 1)))

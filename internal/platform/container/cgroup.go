@@ -92,9 +92,23 @@ func ownGroup() (string, error) {
 	return path.Clean("/" + own), nil
 }
 
-// hosts opens the host's control groups with the driver that a container was made with.
-func openGroups(d cgroup.Driver) (*cgroup.Host, error) {
-	return cgroup.Open(cgroup.Options{Driver: d})
+// groups opens the host's control groups with a container's driver. They are looked for
+// in the mount table, which a short command should read but once.
+func (s *Store) groups(d cgroup.Driver) (*cgroup.Host, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.hosts[d]; h != nil {
+		return h, nil
+	}
+	h, err := cgroup.Open(cgroup.Options{Driver: d})
+	if err != nil {
+		return nil, err
+	}
+	if s.hosts == nil {
+		s.hosts = map[cgroup.Driver]*cgroup.Host{}
+	}
+	s.hosts[d] = h
+	return h, nil
 }
 
 // group returns the container's group, nil if it has none or it is gone.
@@ -102,7 +116,7 @@ func (c *Container) group() (*cgroup.Group, error) {
 	if c.rec.Cgroup == "" {
 		return nil, nil
 	}
-	h, err := openGroups(c.rec.Driver)
+	h, err := c.store.groups(c.rec.Driver)
 	if err != nil {
 		return nil, err
 	}
@@ -113,23 +127,27 @@ func (c *Container) group() (*cgroup.Group, error) {
 	return g, err
 }
 
-// makeGroup makes the container's group. A group of that path that has processes, or that is
-// frozen, is somebody else's.
-func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
-	h, err := openGroups(c.rec.Driver)
-	if err != nil {
-		return nil, err
+// free makes sure that the container's group is nobody else's: one that has processes, or
+// that is frozen, is. It comes before the intent, as a group that an intent names is
+// taken for the container's own.
+func (c *Container) free() error {
+	g, err := c.group()
+	if err != nil || g == nil {
+		return err
 	}
-	g, err := h.Load(c.rec.Cgroup)
-	switch {
-	case err == nil:
-		if !g.Empty() {
-			return nil, errs.New(errs.InUse, "cgroup %s has processes already: give the container a cgroupsPath of its own", c.rec.Cgroup)
-		}
-		if frozen, err := g.Frozen(); err == nil && frozen {
-			return nil, errs.New(errs.FailedPrecondition, "cgroup %s is frozen: what would be started in it could not run", c.rec.Cgroup)
-		}
-	case !errors.Is(err, errs.NotFound):
+	if !g.Empty() {
+		return errs.New(errs.InUse, "cgroup %s has processes already: give the container a cgroupsPath of its own", c.rec.Cgroup)
+	}
+	if frozen, err := g.Frozen(); err == nil && frozen {
+		return errs.New(errs.FailedPrecondition, "cgroup %s is frozen: what would be started in it could not run", c.rec.Cgroup)
+	}
+	return nil
+}
+
+// makeGroup makes the container's group.
+func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
+	h, err := c.store.groups(c.rec.Driver)
+	if err != nil {
 		return nil, err
 	}
 	var res *specs.LinuxResources
@@ -138,9 +156,11 @@ func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 	} else {
 		res = withDevices(nil)
 	}
-	if g, err = h.Create(c.rec.Cgroup, res); err != nil {
+	g, err := h.Create(c.rec.Cgroup, res)
+	if err != nil {
 		return nil, err
 	}
+	c.made = true
 	if err := delegate(g, spec); err != nil {
 		return g, err
 	}

@@ -34,6 +34,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -62,6 +63,9 @@ type Options struct {
 // processes.
 type Store struct {
 	o Options
+
+	mu    sync.Mutex
+	hosts map[cgroup.Driver]*cgroup.Host // those that were asked for
 }
 
 // Open returns the store of that root.
@@ -74,7 +78,7 @@ func Open(o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{o}, nil
+	return &Store{o: o}, nil
 }
 
 // record is state.json. Its fields are read by later versions: they are added to, never
@@ -113,6 +117,7 @@ type Container struct {
 	lock *os.File           // nil: not held
 	proc *executor.Process  // of a container that this process created
 	exec *executor.Executor // the same
+	made bool               // the group was made by this process
 	spec *specs.Spec        // once it was asked for
 
 	notify *os.File // the socket that the container says that it is ready by
@@ -239,11 +244,24 @@ func readSpec(path string) (*specs.Spec, error) {
 }
 
 func decodeSpec(path string, data []byte) (*specs.Spec, error) {
-	var s specs.Spec
+	// encoding/json prepares for every type that it might meet, and the specification has
+	// those of five other systems.
+	var s struct {
+		Version     string            `json:"ociVersion"`
+		Process     *specs.Process    `json:"process"`
+		Root        *specs.Root       `json:"root"`
+		Hostname    string            `json:"hostname"`
+		Domainname  string            `json:"domainname"`
+		Mounts      []specs.Mount     `json:"mounts"`
+		Hooks       *specs.Hooks      `json:"hooks"`
+		Annotations map[string]string `json:"annotations"`
+		Linux       *specs.Linux      `json:"linux"`
+	}
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, errs.New(errs.Invalid, "specification %s: %w", path, err)
 	}
-	return &s, nil
+	return &specs.Spec{Version: s.Version, Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname,
+		Mounts: s.Mounts, Hooks: s.Hooks, Annotations: s.Annotations, Linux: s.Linux}, nil
 }
 
 // bootID is the kernel's name for this boot.

@@ -98,6 +98,9 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 	}
 	defer c.release()
 	afterDirectory.Hit()
+	if err := c.free(); err != nil {
+		return nil, errors.Join(err, c.forget())
+	}
 	defer func() {
 		if err != nil {
 			// What ended the create must not keep it from being taken back.
@@ -294,10 +297,11 @@ func (c *Container) undo(ctx context.Context) error {
 		pidfd.Reap(c.proc.PIDFD(), true)
 		c.Close()
 	}
-	if c.exec != nil { // else no group was made
+	if c.made {
 		if err := c.removeGroup(ctx); err != nil {
 			return err
 		}
+		c.poststop(ctx)
 	}
 	return c.forget()
 }

@@ -18,12 +18,16 @@ import (
 var (
 	afterKilled       = fault.New("container.delete.processes-ended")
 	afterGroupRemoved = fault.New("container.delete.cgroup-removed")
+	afterHooks        = fault.New("container.delete.hooks-run")
 	afterRecordGone   = fault.New("container.delete.record-removed")
 )
 
 // endWait is how long Delete waits for a process that it has killed: the kernel may have
 // to write back what it maps, or wait for a server of NFS.
 const endWait = 10 * time.Second
+
+// lostWait is how long it waits for a process whose creator was killed.
+const lostWait = 2 * time.Second
 
 // Delete takes a container away that has ended or was never started; with force also one that runs.
 // What a killed Create or Delete left is a container that has ended. A container that is
@@ -70,6 +74,8 @@ func (c *Container) remove(ctx context.Context) error {
 		return err
 	}
 	afterGroupRemoved.Hit()
+	c.poststop(ctx)
+	afterHooks.Hit()
 	return c.forget()
 }
 
@@ -113,11 +119,22 @@ func waitEnd(ctx context.Context, f *os.File, pid int) error {
 	}
 }
 
-// removeGroup ends what still runs in the container's group, and removes it.
+// removeGroup ends what still runs in the container's group, and removes it. Of a create
+// that was killed nothing runs, or no more in a moment, as the process ends with it: what
+// stays in the group is somebody else's, who made use of the same path.
 func (c *Container) removeGroup(ctx context.Context) error {
 	g, err := c.group()
 	if err != nil || g == nil {
 		return err
+	}
+	if c.rec.PID == 0 && !c.made {
+		ctx, cancel := context.WithTimeout(ctx, lostWait)
+		defer cancel()
+		if err := g.Remove(ctx); !errors.Is(err, errs.InUse) {
+			return err
+		}
+		c.store.o.Log.Warn("a control group is left to the processes in it", "container", c.rec.ID, "cgroup", c.rec.Cgroup)
+		return nil
 	}
 	if !g.Empty() {
 		if err := g.Kill(unix.SIGKILL); err != nil {

@@ -109,7 +109,7 @@ func (c *Container) execGroup(below []string) (*cgroup.Group, error) {
 	if g == nil {
 		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)
 	}
-	h, err := openGroups(c.rec.Driver)
+	h, err := c.store.groups(c.rec.Driver)
 	if err != nil {
 		return nil, err
 	}

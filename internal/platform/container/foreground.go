@@ -20,6 +20,7 @@ import (
 type Foreground struct {
 	signals   chan os.Signal
 	subreaper bool
+	terminal  *terminal // of the process, nil if it has none
 }
 
 // NewForeground begins to take the signals. With subreaper, processes of a container that
@@ -31,45 +32,71 @@ func NewForeground(subreaper bool) (*Foreground, error) {
 			return nil, fmt.Errorf("become a subreaper: %w", err)
 		}
 	}
-	var list []os.Signal
-	for n := syscall.Signal(1); n < 65; n++ {
-		switch n {
-		case unix.SIGURG, unix.SIGPIPE, unix.SIGKILL, unix.SIGSTOP, 32, 33, 34: // Go's, and libc's
-			continue
-		case unix.SIGCHLD:
-			if !subreaper {
-				continue
-			}
-		}
-		if !signal.Ignored(n) {
-			list = append(list, n)
-		}
-	}
-	signal.Notify(f.signals, list...)
+	f.take(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
 	return f, nil
 }
 
-// Wait gives the process its terminal, if it has one, passes signals on, and returns the exit code
-// once it has ended: 128 and the signal's number where a signal ended it.
-func (f *Foreground) Wait(p *executor.Process) (int, error) {
-	var done chan struct{}
-	master := p.Console()
-	if master != nil {
-		t, err := attach(master)
-		if err != nil {
-			return -1, err
+// rareAfter is how old a process is when the rare signals are taken too.
+const rareAfter = 20 * time.Millisecond
+
+// take has the signals sent to us instead of what they do by themselves. Each costs four
+// switches between threads in Go's runtime, together more than the rest of a start: those
+// that are hardly ever sent are left for when the process has shown that it stays.
+func (f *Foreground) take(list ...syscall.Signal) {
+	for _, s := range list {
+		if !signal.Ignored(s) {
+			signal.Notify(f.signals, s)
 		}
-		defer t.restore()
-		done = t.output
 	}
+}
+
+// takeRare takes all others that there can be a reason to send.
+func (f *Foreground) takeRare() {
+	if f.subreaper {
+		f.take(unix.SIGCHLD)
+	}
+	f.take(unix.SIGALRM, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGWINCH, unix.SIGXCPU, unix.SIGXFSZ)
+	for n := syscall.Signal(35); n < 65; n++ { // real-time signals but the first, which is Go's
+		f.take(n)
+	}
+}
+
+// Attach gives the process its terminal, if it has one: before it starts, so that it finds
+// the size right. Close undoes it.
+func (f *Foreground) Attach(p *executor.Process) (err error) {
+	if master := p.Console(); master != nil {
+		f.take(unix.SIGWINCH)
+		f.terminal, err = attach(master)
+	}
+	return err
+}
+
+// Close makes the caller's terminal what it was.
+func (f *Foreground) Close() {
+	if f.terminal != nil {
+		f.terminal.restore()
+	}
+}
+
+// Wait passes signals on, and returns the exit code of the process once it has ended: 128
+// and the signal's number where a signal ended it.
+func (f *Foreground) Wait(p *executor.Process) (int, error) {
+	master := p.Console()
 	stop := make(chan struct{})
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
+		rare := time.NewTimer(rareAfter)
+		defer rare.Stop()
 		for {
 			select {
 			case <-stop:
 				return
+			case <-rare.C:
+				f.takeRare()
+				if f.subreaper { // those that have come before
+					f.reap(p.PID())
+				}
 			case s := <-f.signals:
 				f.handle(p, master, s.(syscall.Signal))
 			}
@@ -81,10 +108,10 @@ func (f *Foreground) Wait(p *executor.Process) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("wait for process %d: %w", p.PID(), err)
 	}
-	if done != nil {
+	if f.terminal != nil {
 		// What it wrote last. Another process may keep the terminal for longer.
 		master.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		<-done
+		<-f.terminal.output
 	}
 	return end.Code, nil
 }

@@ -72,7 +72,15 @@ func (c *Container) hold(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.read(); err != nil {
+	if c.proc != nil { // ours: nobody else writes what it is
+		err = unix.Access(c.dir+"/state.json", unix.F_OK)
+		if err == unix.ENOENT {
+			err = errs.New(errs.NotFound, "%s: container does not exist", c.rec.ID)
+		}
+	} else {
+		err = c.read()
+	}
+	if err != nil {
 		f.Close()
 		return err
 	}

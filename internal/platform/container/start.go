@@ -22,7 +22,10 @@ func (c *Container) Start(ctx context.Context) error {
 		if err := c.listenNotify(); err != nil {
 			return err
 		}
-		return c.proc.Start(ctx)
+		if err := c.proc.Start(ctx); err != nil {
+			return err
+		}
+		return c.poststart(ctx)
 	}
 	if err := c.hold(ctx); err != nil {
 		return err
@@ -52,5 +55,5 @@ func (c *Container) Start(ctx context.Context) error {
 	if err := os.Remove(c.dir + "/gate"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("start container %s: remove the gate: %w", c.rec.ID, err)
 	}
-	return nil
+	return c.poststart(ctx)
 }

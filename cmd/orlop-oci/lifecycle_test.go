@@ -1,0 +1,286 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLifecycle(t *testing.T) {
+	r := newRig(t, "/bin/sh", "-c", "echo started >/tmp/began; exec sleep 100")
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	r.ok("create", "--pid-file", pidFile, r.id)
+	st := r.state()
+	if st.Status != "created" || st.Pid == 0 || st.Bundle != r.bundle || st.Rootfs != r.bundle+"/rootfs" || st.Owner != "root" {
+		t.Errorf("state %+v", st)
+	}
+	if pid, _ := os.ReadFile(pidFile); string(pid) != strconv.Itoa(st.Pid) {
+		t.Errorf("pid file %q, state %d", pid, st.Pid)
+	}
+	began := r.bundle + "/rootfs/tmp/began"
+	if _, err := os.Stat(began); err == nil {
+		t.Error("the program ran before it was started")
+	}
+	r.fails("exists already", "create", r.id)
+	r.ok("start", r.id)
+	eventually(t, "the program did not begin", func() (bool, string) { _, err := os.Stat(began); return err == nil, "" })
+	if st := r.state(); st.Status != "running" {
+		t.Errorf("status %s after start", st.Status)
+	}
+	r.fails("already running", "start", r.id)
+	r.fails("not stopped: running", "delete", r.id)
+	r.ok("kill", r.id) // SIGTERM: process 1 of a PID namespace ignores it
+	if got := r.state().Status; got != "running" {
+		t.Errorf("status %s after SIGTERM", got)
+	}
+	r.ok("kill", r.id, "9")
+	r.reaches("stopped")
+	if st := r.state(); st.Pid != 0 {
+		t.Errorf("pid %d of a stopped container", st.Pid)
+	}
+	r.fails("container not running", "kill", r.id, "KILL")
+	r.ok("kill", "--all", r.id, "KILL")
+	r.fails("has stopped", "start", r.id)
+	r.ok("delete", r.id)
+	r.fails("container does not exist", "state", r.id)
+	r.fails("container does not exist", "delete", r.id)
+	r.ok("delete", "--force", r.id)
+}
+
+func TestRun(t *testing.T) {
+	for _, tt := range []struct {
+		name, script, stdin, out string
+		code                     int
+	}{
+		{"true", "true", "", "", 0},
+		{"code", "echo out; exit 7", "", "out\n", 7},
+		{"stdin", "cat", "from outside", "from outside", 0},
+		{"home", "echo $HOME", "", "/root\n", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, "/bin/sh", "-c", "sh -c '"+strings.ReplaceAll(tt.script, "'", `'\''`)+"'")
+			got := r.feed(tt.stdin, "run", r.id)
+			if got.out != tt.out || got.code != tt.code || got.err != "" {
+				t.Errorf("%+v, want %q and %d", got, tt.out, tt.code)
+			}
+		})
+	}
+}
+
+func TestRunDetachedAndKept(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	r.ok("run", "-d", r.id)
+	if st := r.state(); st.Status != "running" {
+		t.Errorf("status %s", st.Status)
+	}
+	r.ok("delete", "--force", r.id)
+	r.spec.Process.Args = []string{"/bin/true"}
+	r.save()
+	r.ok("run", "--keep", r.id)
+	if st := r.state(); st.Status != "stopped" {
+		t.Errorf("status %s", st.Status)
+	}
+	r.ok("delete", r.id)
+}
+
+// Errors: what a caller gets to read, and that nothing is left (the rig's check).
+func TestErrors(t *testing.T) {
+	r := newRig(t, "/bin/true")
+	for _, tt := range []struct {
+		words string
+		args  []string
+	}{
+		{"no such command", []string{"fly"}},
+		{"flag --nonsense is not known", []string{"run", "--nonsense", "x"}},
+		{"run takes ID", []string{"run"}},
+		{"run takes ID", []string{"run", "a", "b"}},
+		{"needs a value", []string{"run", "x", "--bundle"}},
+		{"use letters, digits", []string{"run", "../x"}},
+		{"use letters, digits", []string{"state", "a/b"}},
+		{"config.json is not there", []string{"run", "--bundle", t.TempDir(), "x"}},
+		{"container does not exist", []string{"start", "x"}},
+		{"container does not exist", []string{"exec", "x", "true"}},
+		{"container does not exist", []string{"kill", "x"}},
+		{"container does not exist", []string{"update", "--memory", "1m", "x"}},
+		{"BAD", []string{"kill", "x", "BAD"}},
+		{"use table or json", []string{"list", "-f", "xml"}},
+		{"cannot use console socket if no terminal", []string{"create", "--console-socket", "/nowhere", "x"}},
+		{" is to be passed on, but it is not open", []string{"run", "--preserve-fds", "9", "x"}},
+		{"--rootless maybe", []string{"--rootless", "maybe", "list"}},
+		{"checkpoint is not supported", []string{"restore", "--image-path", "x", "x"}},
+	} {
+		if tt.words == "checkpoint is not supported" {
+			tt.words = "restore is not supported"
+		}
+		r.fails(tt.words, tt.args...)
+	}
+	for _, tt := range []struct {
+		words  string
+		change func()
+	}{
+		{"process is missing", func() { r.spec.Process = nil }},
+		{"args are empty", func() { r.spec.Process.Args = nil }},
+		{"no such file or directory", func() { r.spec.Process.Args = []string{"/bin/none"} }},
+		{"without setting console socket", func() { r.spec.Process.Terminal = true }},
+		{"root.path is missing", func() { r.spec.Root = nil }},
+		{"no such file or directory", func() { r.spec.Root.Path = "none" }},
+		{"is not a directory", func() { r.spec.Root.Path = "config.json" }},
+	} {
+		was := *r.spec
+		p, root := *r.spec.Process, *r.spec.Root
+		tt.change()
+		r.save()
+		r.fails(tt.words, "create", r.id)
+		*r.spec, *was.Process, *was.Root = was, p, root
+		r.spec.Process, r.spec.Root = &p, &root
+	}
+	if err := os.WriteFile(r.bundle+"/config.json", []byte(`{"process": 5}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.fails("specification", "run", r.id)
+}
+
+// Callers take the reason of a failure out of the log.
+func TestLog(t *testing.T) {
+	r := newRig(t, "/bin/none")
+	file := filepath.Join(t.TempDir(), "log")
+	res := r.run("--log", file, "--log-format", "json", "run", r.id)
+	if res.code != 1 || !strings.Contains(res.err, "/bin/none: no such file or directory") {
+		t.Errorf("%+v", res)
+	}
+	data, _ := os.ReadFile(file)
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	var l struct{ Level, Msg, Time string }
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &l); err != nil || l.Level != "error" || l.Time == "" || l.Msg+"\n" != res.err {
+		t.Errorf("%v: %q", err, data)
+	}
+	res = r.run("--log", file, "--log-format", "xml", "list")
+	if res.code == 0 {
+		t.Error("log format xml is taken")
+	}
+	if out := r.ok("--version"); !strings.HasPrefix(out, "orlop-oci version ") || !strings.Contains(out, "spec: ") {
+		t.Errorf("version %q", out)
+	}
+}
+
+func TestList(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	if out := r.ok("list", "-q"); out != "" {
+		t.Errorf("%q", out)
+	}
+	r.ok("create", r.id)
+	if out := r.ok("list", "-q"); out != r.id+"\n" {
+		t.Errorf("%q", out)
+	}
+	if out := r.ok("list"); !strings.Contains(out, "created") || !strings.Contains(out, r.bundle) {
+		t.Errorf("%q", out)
+	}
+	var all []struct{ ID, Status string }
+	if err := json.Unmarshal([]byte(r.ok("list", "-f", "json")), &all); err != nil || len(all) != 1 || all[0].ID != r.id || all[0].Status != "created" {
+		t.Errorf("%v %v", all, err)
+	}
+	r.ok("delete", r.id) // a created container needs no force
+}
+
+// One of many creates of an id wins, and the others leave what it made alone.
+func TestCreateAtOnce(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	var wg sync.WaitGroup
+	results := make([]result, 6)
+	for i := range results {
+		wg.Go(func() { results[i] = r.run("create", r.id) })
+	}
+	wg.Wait()
+	won := 0
+	for _, res := range results {
+		if res.code == 0 {
+			won++
+		} else if !strings.Contains(res.err, "exists already") && !strings.Contains(res.err, "at work") && !strings.Contains(res.err, "has processes already") {
+			t.Errorf("%+v", res)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d creates succeeded", won)
+	}
+	r.ok("start", r.id)
+	r.kill()
+}
+
+// A number that was given to another process is never signalled.
+func TestNumberReused(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	r.ok("run", "-d", r.id)
+	file := r.root + "/" + r.id + "/state.json"
+	was, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec map[string]any
+	json.Unmarshal(was, &rec)
+	pid := int(rec["pid"].(float64))
+	rec["start"] = rec["start"].(float64) - 1
+	changed, _ := json.Marshal(rec)
+	os.WriteFile(file, changed, 0o600)
+	if st := r.state(); st.Status != "stopped" {
+		t.Errorf("status %s", st.Status)
+	}
+	r.fails("container not running", "kill", r.id, "KILL")
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Errorf("the other process was signalled: %v", err)
+	}
+	os.WriteFile(file, was, 0o600)
+	r.kill()
+}
+
+// A group that has processes is somebody else's.
+func TestGroupInUse(t *testing.T) {
+	a, b := newRig(t, "/bin/sleep", "100"), newRig(t, "/bin/true")
+	b.spec.Linux.CgroupsPath = a.spec.Linux.CgroupsPath
+	b.save()
+	a.ok("run", "-d", a.id)
+	b.fails("has processes already", "run", b.id)
+	if st := a.state(); st.Status != "running" {
+		t.Errorf("the other container is %s", st.Status)
+	}
+	a.kill()
+	b.ok("run", b.id)
+}
+
+func TestHooks(t *testing.T) {
+	r := newRig(t, "/bin/true")
+	log := filepath.Join(t.TempDir(), "log")
+	raw := fmt.Sprintf(`{"poststart": [{"path": "/bin/sh", "args": ["sh", "-c", "(echo poststart; cat; echo) >>%[1]s"]}],
+		"poststop": [{"path": "/bin/false"}, {"path": "/bin/sh", "args": ["sh", "-c", "(echo poststop; cat; echo) >>%[1]s"]}]}`, log)
+	if err := json.Unmarshal([]byte(raw), &r.spec.Hooks); err != nil {
+		t.Fatal(err)
+	}
+	r.save()
+	r.ok("run", r.id)
+	data, _ := os.ReadFile(log)
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	var got []string
+	for i := 1; i < len(lines); i += 2 {
+		var st struct {
+			ID, Status string
+			Pid        int
+		}
+		if err := json.Unmarshal([]byte(lines[i]), &st); err != nil {
+			t.Fatalf("%v: %q", err, data)
+		}
+		got = append(got, fmt.Sprint(lines[i-1], " ", st.ID == r.id, " ", st.Status, " ", st.Pid > 0))
+	}
+	if want := "[poststart true running true poststop true stopped false]"; fmt.Sprint(got) != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+	r.spec.Process.Args = []string{"/bin/sleep", "100"}
+	r.spec.Hooks.Poststart[0].Args = []string{"sh", "-c", "exit 3"}
+	r.save()
+	r.fails("", "run", r.id) // and what it had started is gone
+}

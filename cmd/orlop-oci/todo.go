@@ -1,9 +1,0 @@
-package main
-
-import "errors"
-
-func later(f *flags) func(*app, []string) error {
-	return func(*app, []string) error { return errors.New("later") }
-}
-
-var checkpointCommand, restoreCommand, eventsCommand, featuresCommand, specCommand, updateCommand = later, later, later, later, later, later

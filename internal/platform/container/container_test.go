@@ -1,0 +1,114 @@
+package container
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestCgroupPath(t *testing.T) {
+	own, err := ownGroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := strings.TrimSuffix(own, "/")
+	for _, tt := range []struct {
+		wanted  string
+		systemd bool
+		want    string // "" is an error
+	}{
+		{"/a/b", false, "/a/b"},
+		{"/a/../../b", false, "/b"},
+		{"a/b", false, below + "/a/b"},
+		{"../../b", false, below + "/b"},
+		{"", false, below + "/id"},
+		{"", true, "/system.slice/orlop-id.scope"},
+		{"machine.slice:libpod:x", true, "/machine.slice/libpod-x.scope"},
+		{":cri:x", true, "/system.slice/cri-x.scope"},
+		{"a-b.slice::x", true, "/a-b.slice/x.scope"},
+		{"a.slice:p:b.slice", true, "/b.slice"},
+		{"/a/b", true, ""},
+		{"a:b", true, ""},
+		{"a:b:c:d", true, ""},
+		{"a:b:c", true, ""},
+		{"a/b.slice:b:c", true, ""},
+		{"-.slice:b:c", true, ""},
+		{"a.slice:b:", true, ""},
+		{"a.slice:../b:c", true, ""},
+	} {
+		got, err := cgroupPath(tt.wanted, "id", tt.systemd)
+		if err != nil {
+			got = ""
+		}
+		if got != tt.want {
+			t.Errorf("%q (systemd %v): %q %v, want %q", tt.wanted, tt.systemd, got, err, tt.want)
+		}
+	}
+}
+
+func TestHome(t *testing.T) {
+	root := t.TempDir()
+	os.Mkdir(root+"/etc", 0o755)
+	if got := home(root, nil, 0); got != "/" {
+		t.Errorf("without the file: %q", got)
+	}
+	os.WriteFile(root+"/etc/passwd", []byte("bad\nroot:x:0:0::/root:/bin/sh\nodd:x:5:5::relative:/bin/sh\nsome:x:1000:1000::/home/some:\nroot:x:1000:0::/second:\n"), 0o644)
+	for uid, want := range map[uint32]string{0: "/root", 1000: "/home/some", 5: "/", 7: "/"} {
+		if got := home(root, nil, uid); got != want {
+			t.Errorf("%d: %q, want %q", uid, got, want)
+		}
+	}
+	// The file that will be over it counts.
+	other := t.TempDir() + "/p"
+	os.WriteFile(other, []byte("me:x:7:7::/me:/bin/sh\n"), 0o644)
+	if got := home(root, []specs.Mount{{Destination: "/etc/passwd", Source: other}}, 7); got != "/me" {
+		t.Errorf("mounted over: %q", got)
+	}
+	// A link stays in the root, and what is no plain file is not read.
+	os.Remove(root + "/etc/passwd")
+	os.Symlink("/etc/other", root+"/etc/passwd")
+	os.WriteFile(root+"/etc/other", []byte("in:x:9:9::/inside:/bin/sh\n"), 0o644)
+	if got := home(root, nil, 9); got != "/inside" {
+		t.Errorf("link: %q", got)
+	}
+	os.Remove(root + "/etc/passwd")
+	os.Symlink("/dev/null", root+"/etc/passwd")
+	if got := home(root, nil, 9); got != "/" {
+		t.Errorf("link out: %q", got)
+	}
+}
+
+func FuzzPasswd(f *testing.F) {
+	f.Add("root:x:0:0:root:/root:/bin/sh\n")
+	f.Add(":::::::\n::\n")
+	f.Fuzz(func(t *testing.T, file string) {
+		passwd(strings.NewReader(file), func(e []string) bool {
+			if len(e) < 7 {
+				t.Fatalf("%q", e)
+			}
+			return true
+		})
+	})
+}
+
+func FuzzSpec(f *testing.F) {
+	f.Add([]byte(`{"ociVersion": "1.0.0", "process": {"args": ["x"]}, "root": {"path": "rootfs"}, "linux": {"cgroupsPath": "a"}}`))
+	f.Add([]byte(`{"root": null, "windows": {"layerFolders": 3}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := decodeSpec("fuzz", data)
+		if err == nil {
+			checkSpec(t.TempDir(), s, &CreateOptions{})
+		}
+	})
+}
+
+func TestCheckID(t *testing.T) {
+	for id, ok := range map[string]bool{"a": true, "a.b_c+d-E9": true, "": false, ".": false, "..": false, "a/b": false, "a b": false, "ä": false,
+		strings.Repeat("x", 255): true, strings.Repeat("x", 256): false, "a\x00": false} {
+		if err := checkID(id); (err == nil) != ok {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+}

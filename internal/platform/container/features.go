@@ -1,0 +1,51 @@
+package container
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/seccomp"
+)
+
+// Features says what containers may ask for (features.md): what this program can do, and
+// of kernel's kinds, like namespaces and capabilities, what this kernel has.
+func Features() (*features.Features, error) {
+	h, err := cgroup.Open(cgroup.Options{Driver: cgroup.Cgroupfs})
+	if err != nil {
+		return nil, err
+	}
+	layout := h.Layout()
+	_, rdma := layout.Controllers["rdma"]
+	yes, no := true, false
+	known, supported := seccomp.Flags()
+	f := &features.Features{
+		OCIVersionMin: "1.0.0",
+		OCIVersionMax: specs.Version,
+		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
+		MountOptions:  executor.MountOptions(),
+		Linux: &features.Linux{
+			Namespaces:   executor.Namespaces(),
+			Capabilities: executor.Capabilities(),
+			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes, SystemdUser: &no, Rdma: &rdma},
+			Seccomp: &features.Seccomp{Enabled: &yes, Actions: text(seccomp.Actions()), Operators: text(seccomp.Operators()), Archs: text(seccomp.Archs()),
+				KnownFlags: text(known), SupportedFlags: text(supported)},
+			Apparmor:        &features.Apparmor{Enabled: ptr(executor.AppArmor)},
+			Selinux:         &features.Selinux{Enabled: ptr(executor.SELinux)},
+			IntelRdt:        &features.IntelRdt{Enabled: ptr(executor.IntelRDT)},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: ptr(executor.IDMappedMounts)}},
+			NetDevices:      &features.NetDevices{Enabled: ptr(executor.NetDevices)},
+		},
+	}
+	return f, nil
+}
+
+func ptr(b bool) *bool { return &b }
+
+func text[S ~string](list []S) (out []string) {
+	for _, s := range list {
+		out = append(out, string(s))
+	}
+	return out
+}
