@@ -3,11 +3,9 @@ package differential
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -208,8 +206,3 @@ func (b *Bundle) close() {
 
 // ptr is for fields that may be left out.
 func ptr[T any](v T) *T { return &v }
-
-// Setenv is for variables of the program inside.
-func fields(s ...string) string { return strings.Join(s, " ") }
-
-var _ io.Reader
