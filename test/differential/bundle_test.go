@@ -29,6 +29,7 @@ type Bundle struct {
 	Flags    []string   // of the command run
 	Extra    []*os.File // descriptors 3 and on of the runtime
 	NoStdin  bool       // the runtime's standard input is /dev/null
+	cgroup   string
 	programs string
 	closers  []func()
 }
@@ -73,7 +74,7 @@ func base(dir, id, cgroup string) *specs.Spec {
 // newBundle makes the directory of a bundle with a root filesystem.
 func newBundle(t testing.TB, dir, id, cgroup, programs string) *Bundle {
 	t.Helper()
-	b := &Bundle{Dir: dir, ID: id, Spec: base(dir, id, cgroup), programs: programs}
+	b := &Bundle{Dir: dir, ID: id, Spec: base(dir, id, cgroup), cgroup: cgroup, programs: programs}
 	for _, d := range []string{"rootfs/tmp", "rootfs/etc", "rootfs/home", "state"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)

@@ -111,14 +111,9 @@ func mountCases() []Case {
 		{"bind-device", func(t testing.TB, b *Bundle) { b.Mount("/dev/host-null", "bind", "/dev/null", "bind") }},
 		{"bind-socket", func(t testing.TB, b *Bundle) {
 			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-			if err == nil {
-				defer unix.Close(fd)
-				err = os.Chdir(b.Dir)
-			}
-			if err == nil {
-				err = unix.Bind(fd, &unix.SockaddrUnix{Name: "socket"})
-			}
 			b.check(t, err)
+			defer unix.Close(fd)
+			b.check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: b.Path("socket")}))
 			b.Mount("/run/socket", "bind", b.Path("socket"), "bind")
 		}},
 		{"bind-tree", func(t testing.TB, b *Bundle) { b.Mount("/mnt", "bind", "/dev", "rbind", "ro") }},

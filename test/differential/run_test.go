@@ -33,7 +33,7 @@ type Runtime struct {
 type Outcome map[string]string
 
 // patience is how long a container may take: the machine may be busy.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // Run runs a case. What it finds is the same for every run of the same runtime: numbers
 // of processes and names of directories are replaced by what they stand for.
@@ -106,13 +106,15 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 			f.Close()
 		}
 	}
+	defer context.AfterFunc(ctx, func() { killGroup(b) })()
 	waited := make(chan error, 1)
 	go func() { waited <- cmd.Wait() }()
 
 	told, complete := readReport(stdout)
 	maps.Copy(out, told)
+	out["ran"] = strconv.FormatBool(complete)
 	if complete {
-		pid, err := readInt(b.Path("pid"))
+		pid, err := awaitPID(ctx, b.Path("pid"))
 		if err != nil {
 			out["pid file"] = err.Error()
 		} else {
@@ -169,6 +171,23 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 		}
 	}
 	out["stderr"] = clean.Replace(strings.TrimSpace(text)) // for the reader, not compared
+}
+
+// killGroup ends what a container still has when the patience with it is at an end.
+func killGroup(b *Bundle) {
+	for _, root := range hierarchies() {
+		filepath.WalkDir(filepath.Join(root, b.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
+			if err == nil && d.Name() == "cgroup.procs" {
+				procs, _ := os.ReadFile(path)
+				for p := range strings.FieldsSeq(string(procs)) {
+					if pid, err := strconv.Atoi(p); err == nil {
+						unix.Kill(pid, unix.SIGKILL)
+					}
+				}
+			}
+			return nil
+		})
+	}
 }
 
 // readReport reads what the program inside says, up to its end.
@@ -267,12 +286,20 @@ func classify(text string) string {
 	return "another"
 }
 
-func readInt(path string) (int, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
+// awaitPID reads the file with the number of the container's process, which runc writes
+// only when the program runs already.
+func awaitPID(ctx context.Context, path string) (int, error) {
+	for tick := time.NewTicker(time.Millisecond); ; {
+		b, err := os.ReadFile(path)
+		if err == nil && len(b) > 0 {
+			return strconv.Atoi(strings.TrimSpace(string(b)))
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("no pid file: %w", ctx.Err())
+		case <-tick.C:
+		}
 	}
-	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
 func glob(pattern string) []string {
