@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // corpus are all cases that are made by hand: one or more for every field of the
@@ -40,7 +41,7 @@ func each[T any](name string, values []T, change func(s *specs.Spec, v T)) (all 
 	return all
 }
 
-// allCapabilities are those of Linux 5.9 and later.
+// allCapabilities are those of Linux 5.9 and later, in their order.
 var allCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
 	"CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER",
@@ -50,8 +51,15 @@ var allCapabilities = []string{
 	"CAP_CHECKPOINT_RESTORE",
 }
 
+// everyCapability grants all that this machine has to give.
 func everyCapability() *specs.LinuxCapabilities {
-	return &specs.LinuxCapabilities{Bounding: allCapabilities, Effective: allCapabilities, Permitted: allCapabilities}
+	var have []string
+	for i, name := range allCapabilities {
+		if set, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && set == 1 {
+			have = append(have, name)
+		}
+	}
+	return &specs.LinuxCapabilities{Bounding: have, Effective: have, Permitted: have}
 }
 
 func processCases() []Case {
@@ -113,6 +121,13 @@ func processCases() []Case {
 		with("capabilities-absent", func(s *specs.Spec) { s.Process.Capabilities = nil }),
 		with("capabilities-empty", func(s *specs.Spec) { s.Process.Capabilities = &specs.LinuxCapabilities{} }),
 		with("capabilities-all", func(s *specs.Spec) { s.Process.Capabilities = everyCapability() }),
+		with("capabilities-all-privileges", func(s *specs.Spec) {
+			s.Process.Capabilities = everyCapability()
+			s.Process.NoNewPrivileges = false
+		}),
+		with("capabilities-beyond-the-host's", func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: allCapabilities, Effective: allCapabilities, Permitted: allCapabilities}
+		}),
 		with("capabilities-inheritable", func(s *specs.Spec) { s.Process.Capabilities.Inheritable = []string{"CAP_CHOWN"} }),
 		with("capabilities-ambient", func(s *specs.Spec) {
 			s.Process.Capabilities.Inheritable = []string{"CAP_CHOWN"}
