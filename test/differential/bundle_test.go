@@ -3,11 +3,9 @@ package differential
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -31,6 +29,7 @@ type Bundle struct {
 	Flags    []string   // of the command run
 	Extra    []*os.File // descriptors 3 and on of the runtime
 	NoStdin  bool       // the runtime's standard input is /dev/null
+	cgroup   string
 	programs string
 	closers  []func()
 }
@@ -75,7 +74,7 @@ func base(dir, id, cgroup string) *specs.Spec {
 // newBundle makes the directory of a bundle with a root filesystem.
 func newBundle(t testing.TB, dir, id, cgroup, programs string) *Bundle {
 	t.Helper()
-	b := &Bundle{Dir: dir, ID: id, Spec: base(dir, id, cgroup), programs: programs}
+	b := &Bundle{Dir: dir, ID: id, Spec: base(dir, id, cgroup), cgroup: cgroup, programs: programs}
 	for _, d := range []string{"rootfs/tmp", "rootfs/etc", "rootfs/home", "state"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -208,8 +207,3 @@ func (b *Bundle) close() {
 
 // ptr is for fields that may be left out.
 func ptr[T any](v T) *T { return &v }
-
-// Setenv is for variables of the program inside.
-func fields(s ...string) string { return strings.Join(s, " ") }
-
-var _ io.Reader

@@ -47,7 +47,7 @@ func lookAt(pid int, b *Bundle, out Outcome) {
 
 var statusLines = []string{
 	"Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-	"Seccomp_filters", "Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed_list", "Mems_allowed_list", "Threads", "THP_enabled", "CoreDumping",
+	"Seccomp_filters", "Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled", "CoreDumping",
 }
 
 // whose tells a namespace of the container's own from the host's and from those it joined.

@@ -181,15 +181,15 @@ func withDevices(res *specs.LinuxResources) *specs.LinuxResources {
 	}
 	all.Devices = append(slices.Clone(all.Devices),
 		rule("c", nil, nil, "m"), rule("b", nil, nil, "m"),
-		rule("c", num(1), num(3), "rwm"), // null
-		rule("c", num(1), num(5), "rwm"), // zero
-		rule("c", num(1), num(7), "rwm"), // full
-		rule("c", num(1), num(8), "rwm"), // random
-		rule("c", num(1), num(9), "rwm"), // urandom
-		rule("c", num(5), num(0), "rwm"), // tty
-		rule("c", num(5), num(1), "rwm"), // console
-		rule("c", num(5), num(2), "rwm"), // ptmx
-		rule("c", num(136), nil, "rwm"),  // pts/*
+		rule("c", num(1), num(3), "rwm"),    // null
+		rule("c", num(1), num(5), "rwm"),    // zero
+		rule("c", num(1), num(7), "rwm"),    // full
+		rule("c", num(1), num(8), "rwm"),    // random
+		rule("c", num(1), num(9), "rwm"),    // urandom
+		rule("c", num(5), num(0), "rwm"),    // tty
+		rule("c", num(5), num(2), "rwm"),    // ptmx
+		rule("c", num(136), nil, "rwm"),     // pts/*, of which /dev/console is one
+		rule("c", num(10), num(200), "rwm"), // net/tun, of no use without CAP_NET_ADMIN
 	)
 	return &all
 }

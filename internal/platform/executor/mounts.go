@@ -327,10 +327,14 @@ func (b *builder) devices(list []specs.LinuxDevice) error {
 			return err
 		}
 	}
-	for _, l := range [...][2]string{
+	links := [][2]string{
 		{"pts/ptmx", "/dev/ptmx"}, {"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
-		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"}, {"/proc/kcore", "/dev/core"},
-	} {
+		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"},
+	}
+	if unix.Access("/proc/kcore", unix.F_OK) == nil { // kernels can do without
+		links = append(links, [2]string{"/proc/kcore", "/dev/core"})
+	}
+	for _, l := range links {
 		b.late.Add(plan.Symlink, nil, l[0], l[1])
 	}
 	return nil
