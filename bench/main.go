@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 type options struct {
@@ -31,6 +32,7 @@ type options struct {
 	soak                int // containers one after another, for what a start leaves behind
 	pulls               bool
 	files, mib          int // of the image that is pulled
+	settle              time.Duration
 }
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
@@ -51,6 +53,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f.BoolVar(&o.pulls, "pulls", true, "measure pulls")
 	f.IntVar(&o.files, "files", 40_000, "files of the image that is pulled")
 	f.IntVar(&o.mib, "mib", 400, "MiB of the image that is pulled")
+	f.DurationVar(&o.settle, "settle", 10*time.Second, "how long a runtime is left alone before its memory is read")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

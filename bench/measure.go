@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -75,7 +76,7 @@ func measure(ctx context.Context, o options) (*results, error) {
 		}
 	}
 	for i, s := range starters {
-		say("%d containers of %s at once, %d one after another", o.parallel, s.Name(), o.soak)
+		say("many containers of %s", s.Name())
 		if err := r.Containers[i].measureMany(ctx, s, o); err != nil {
 			return nil, fmt.Errorf("many containers of %s: %w", s.Name(), err)
 		}
@@ -232,13 +233,14 @@ func (c *containerResult) measureMany(ctx context.Context, s starter, o options)
 			return err
 		}
 	}
-	return c.soak(ctx, s, o.soak)
+	return c.soak(ctx, s, o)
 }
 
-// soak runs n containers one after another, the first tenth to warm up, and reads memory
-// before and after.
-func (c *containerResult) soak(ctx context.Context, s starter, n int) (err error) {
-	if n == 0 {
+// soak runs containers of Orlop one after another, a tenth as many before to warm up, and
+// reads memory before and after.
+func (c *containerResult) soak(ctx context.Context, s starter, o options) (err error) {
+	n := o.soak
+	if n == 0 || !strings.HasPrefix(c.Name, "orlop") {
 		return nil
 	}
 	one := func(i int) error {
@@ -250,7 +252,7 @@ func (c *containerResult) soak(ctx context.Context, s starter, n int) (err error
 			return err
 		}
 	}
-	time.Sleep(settled)
+	time.Sleep(o.settle)
 	kernel, err := field("/proc/meminfo", "SUnreclaim:")
 	if err != nil {
 		return err
@@ -265,7 +267,7 @@ func (c *containerResult) soak(ctx context.Context, s starter, n int) (err error
 		}
 	}
 	c.SoakMs = float64(time.Since(begin)) / float64(time.Millisecond) / float64(n)
-	time.Sleep(settled)
+	time.Sleep(o.settle)
 	if c.After, err = s.Group().memory(); err != nil {
 		return err
 	}
@@ -304,11 +306,7 @@ func (r *podResult) measureStarts(ctx context.Context, p podRuntime, round, n in
 	return nil
 }
 
-const (
-	atOnce = 8
-	// settled is how long a runtime is left alone before its memory is read.
-	settled = 10 * time.Second
-)
+const atOnce = 8
 
 // measureIdle starts pods, several at once, which gives the rate, lets them idle, and
 // reads the memory of the runtime's own processes before and after.
@@ -316,7 +314,7 @@ func (r *podResult) measureIdle(ctx context.Context, p podRuntime, o options) (e
 	if o.idle == 0 {
 		return nil
 	}
-	time.Sleep(settled)
+	time.Sleep(o.settle)
 	if r.Empty, err = p.Group().memory(); err != nil {
 		return err
 	}
@@ -343,7 +341,7 @@ func (r *podResult) measureIdle(ctx context.Context, p podRuntime, o options) (e
 		return err
 	}
 	r.PerSecond = float64(o.idle) / time.Since(begin).Seconds()
-	time.Sleep(settled)
+	time.Sleep(o.settle)
 	if r.Full, err = p.Group().memory(); err != nil {
 		return err
 	}

@@ -135,6 +135,9 @@ func (r *results) writeContainers(p printer) {
 	if r.Soak > 0 {
 		p("\n%d containers one after another, memory after a tenth as many to warm up and at the end:\n\n", r.Soak)
 		for _, c := range r.Containers {
+			if c.SoakMs == 0 {
+				continue
+			}
 			p("- %s: %.1f ms each; its processes' PSS %s before, %s after; the kernel's unreclaimable memory, the whole machine's, grew by %s\n",
 				c.Name, c.SoakMs, kib(totalPSS(c.Before)), kib(totalPSS(c.After)), kib(c.KernelKiB))
 		}

@@ -21,9 +21,11 @@ func measureInVM(ctx context.Context, o options) (*results, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	code, err := vm.Run(ctx, vm.Options{Stdout: &out, Stderr: os.Stderr, MemoryMiB: 2048},
-		"/bin/sh", "-c", `exec "$0" -dir "$TMPDIR/bench" "$@"`, self, "-json", "-vm=false", "-bin", o.bin, "-only", "orlop,orlop-oci,runc,crun",
-		"-pods", "0", "-pulls=false", "-rounds", strconv.Itoa(o.rounds), "-starts", strconv.Itoa(min(o.starts, 5)), "-parallel", "10", "-soak", "0")
+	code, err := vm.Run(ctx, vm.Options{MemoryMiB: 2048}, vm.Command{
+		Argv: []string{"/bin/sh", "-c", `exec "$0" -dir "$TMPDIR/bench" "$@"`, self, "-json", "-vm=false", "-bin", o.bin, "-only", "orlop,orlop-oci,runc,crun",
+			"-pods", "0", "-pulls=false", "-rounds", strconv.Itoa(o.rounds), "-starts", strconv.Itoa(min(o.starts, 5)), "-parallel", "10", "-soak", "0"},
+		Stdout: &out, Stderr: os.Stderr,
+	})
 	if err != nil {
 		return nil, err
 	}
