@@ -75,8 +75,13 @@ func isolated(ctx context.Context, o options, args []string) (*results, error) {
 	if serr := sweep(o.dir); serr != nil {
 		err = errors.Join(err, fmt.Errorf("remove what the run left: %w", serr))
 	}
-	if err := errors.Join(ctx.Err(), err, rerr); err != nil {
-		return nil, err
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil: // it has said why
+		return nil, fmt.Errorf("the run failed: %w", err)
+	case rerr != nil:
+		return nil, rerr
 	}
 	var r results
 	return &r, json.Unmarshal(raw, &r)

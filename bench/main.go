@@ -137,4 +137,9 @@ func measureStage(ctx context.Context, o options) error {
 	return os.WriteFile(o.resultFile(), raw, 0o600)
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+var begun = time.Now()
+
+// say tells on standard error how far the run is.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%6.1f s  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
+}
