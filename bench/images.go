@@ -1,51 +1,47 @@
 package main
 
 import (
-	"archive/tar"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/orlop-io/orlop/internal/image/imagetest"
 )
 
-// The image that is pulled: a large application as people build them.
-const (
-	bigFiles  = 40_000
-	bigBytes  = 400 << 20
-	bigLayers = 8
-)
+const bigLayers = 8
 
-// serveImages serves a plain-HTTP registry on a loopback port with the images of the
-// benchmark: bench/pause and bench/idle (one static binary each) and, with pulls,
-// bench/big.
-func serveImages(dir, idle string, pulls bool) (host string, stop func(), err error) {
+// registry is a plain-HTTP registry on a loopback port with the run's images.
+type registry struct{ host string }
+
+func (r registry) idle() string  { return r.host + "/bench/idle:1" }
+func (r registry) pause() string { return r.host + "/bench/pause:1" }
+func (r registry) big() string   { return r.host + "/bench/big:1" }
+
+// serveImages makes the images and serves them until stop is called.
+func serveImages(dir string, o options) (r registry, stop func(), err error) {
 	var reg imagetest.Registry
-	body, err := os.ReadFile(idle)
+	entries, err := rootEntries()
 	if err != nil {
-		return "", nil, err
+		return r, nil, err
 	}
-	for _, name := range []string{"pause", "idle"} {
-		program := imagetest.Entry{Header: tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755}, Data: string(body)}
-		l, err := imagetest.Build(filepath.Join(dir, name), []imagetest.Layer{{Entries: []imagetest.Entry{
-			imagetest.Dir("dev"), imagetest.Dir("etc"), imagetest.Dir("proc"), imagetest.Dir("sys"), program,
-		}}}, func(i *ocispec.Image, _ *ocispec.Manifest) {
-			i.Config.Entrypoint, i.Config.Cmd = []string{"/" + name}, nil
+	for name, mark := range map[string]string{"pause": pauseMark, "idle": workloadMark} {
+		l, err := imagetest.Build(filepath.Join(dir, name), []imagetest.Layer{{Entries: entries}}, func(i *ocispec.Image, _ *ocispec.Manifest) {
+			i.Config.Entrypoint, i.Config.Cmd = []string{"/bin/sleep", mark}, nil
 		})
 		if err != nil {
-			return "", nil, err
+			return r, nil, err
 		}
 		reg.Add("bench/"+name, l)
 	}
-	if pulls {
-		l, err := imagetest.Generate(filepath.Join(dir, "big"), bigFiles, bigBytes, bigLayers)
+	if o.pulls {
+		l, err := imagetest.Generate(filepath.Join(dir, "big"), o.files, int64(o.mib)<<20, bigLayers)
 		if err != nil {
-			return "", nil, err
+			return r, nil, err
 		}
 		reg.Add("bench/big", l)
 	}
 	srv := httptest.NewServer(&reg)
-	return strings.TrimPrefix(srv.URL, "http://"), srv.Close, nil
+	return registry{strings.TrimPrefix(srv.URL, "http://")}, srv.Close, nil
 }

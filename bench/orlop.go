@@ -6,11 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -18,110 +14,84 @@ import (
 
 	orlopv1 "github.com/orlop-io/orlop/api/orlop/v1"
 	"github.com/orlop-io/orlop/api/orlop/v1/orlopv1connect"
-	"github.com/orlop-io/orlop/internal/platform/executor"
-	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
-// orlop is this tree's daemon, on directories and an instance of its own, through its
-// control socket.
+// orlop is this tree's daemon, through its control socket.
 type orlop struct {
-	dir, registry string
-	group         string
-	leave         func()
-	cmd           *exec.Cmd
-	manifests     orlopv1connect.ManifestsClient
-	pods          orlopv1connect.PodsClient
-	images        orlopv1connect.ImagesClient
-	stop          context.CancelFunc
+	bin, dir  string
+	registry  registry
+	group     group
+	manifests orlopv1connect.ManifestsClient
+	pods      orlopv1connect.PodsClient
+	images    orlopv1connect.ImagesClient
 
 	mu      sync.Mutex
 	started map[string]chan struct{} // by pod, guarded by mu
 }
 
-func (o *orlop) Name() string  { return "orlop" }
-func (o *orlop) Group() string { return o.group }
+const orlopRun = "/run/orlop-bench"
 
-// run is short, since a socket's path must be.
-func (o *orlop) run() string { return "/run/orlbench" }
-
-func (o *orlop) Start(ctx context.Context) error {
-	o.started = make(map[string]chan struct{})
-	if err := os.MkdirAll(o.dir, 0o700); err != nil {
-		return err
-	}
-	config := fmt.Sprintf(`instance: orlbench
+const orlopConfig = `instance: orlbench
 root: %s/root
 run: %s
+cgroup: {parent: %s}
 metrics: {listen: "off"}
 log: {level: warn}
 network: {ipv4Block: 10.232.0.0/16, ipv6Block: "fd6f:726c:6265::/64"}
 volume: {poolSizeBytes: 1073741824, reserveBytes: 0}
-`, o.dir, o.run())
+`
+
+func (o *orlop) Name() string             { return "orlop" }
+func (o *orlop) Version() (string, error) { return version(o.bin+"/orlop", "--version") }
+func (o *orlop) Group() group             { return o.group }
+
+func (o *orlop) Start(ctx context.Context) (err error) {
+	o.started = make(map[string]chan struct{})
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return err
+	}
+	if o.group, err = newGroup("orlop"); err != nil {
+		return err
+	}
+	config := fmt.Sprintf(orlopConfig, o.dir, orlopRun, o.group.pods())
 	if err := os.WriteFile(o.dir+"/config.yaml", []byte(config), 0o600); err != nil {
 		return err
 	}
-	group, enter, leave, err := measureGroup("orlbench-orlop")
-	if err != nil {
-		return err
-	}
-	o.group, o.leave = group, leave
-	if o.cmd, err = spawn(enter, o.dir+"/daemon.log", binary("orlop"), "daemon", "--config", o.dir+"/config.yaml"); err != nil {
+	log := o.dir + "/daemon.log"
+	if _, err = o.group.spawn(log, o.bin+"/orlop", "daemon", "--config", o.dir+"/config.yaml"); err != nil {
 		return err
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	h := &http.Client{Transport: &http.Transport{Protocols: &protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", o.run()+"/orlop.sock")
+		return (&net.Dialer{}).DialContext(ctx, "unix", orlopRun+"/orlop.sock")
 	}}}
 	o.manifests = orlopv1connect.NewManifestsClient(h, "http://orlop", connect.WithGRPC())
 	o.pods = orlopv1connect.NewPodsClient(h, "http://orlop", connect.WithGRPC())
 	o.images = orlopv1connect.NewImagesClient(h, "http://orlop", connect.WithGRPC())
-	if err := until(ctx, func() error {
+	err = until(ctx, func() error {
 		_, err := o.pods.List(ctx, connect.NewRequest(&orlopv1.ListPodsRequest{}))
 		return err
-	}); err != nil {
-		return err
+	})
+	if err != nil {
+		return withLog(err, log)
 	}
-	if err := o.Pull(ctx, o.registry+"/bench/idle:1"); err != nil {
-		return err
-	}
-	wctx, stop := context.WithCancel(context.Background())
-	o.stop = stop
-	events, err := o.pods.Events(wctx, connect.NewRequest(&orlopv1.EventsRequest{Watch: true}))
+	events, err := o.pods.Events(ctx, connect.NewRequest(&orlopv1.EventsRequest{Watch: true}))
 	if err != nil {
 		return err
 	}
 	go func() {
 		for events.Receive() {
-			if e := events.Msg(); e.Reason == "Started" {
-				o.mu.Lock()
-				if ch := o.started[e.Pod]; ch != nil {
-					close(ch)
-					delete(o.started, e.Pod)
-				}
-				o.mu.Unlock()
+			e := events.Msg()
+			o.mu.Lock()
+			if ch := o.started[e.Pod]; ch != nil && e.Reason == "Started" {
+				close(ch)
+				delete(o.started, e.Pod)
 			}
+			o.mu.Unlock()
 		}
 	}()
 	return nil
-}
-
-func (o *orlop) Stop() {
-	if o.stop != nil {
-		o.stop()
-	}
-	if o.cmd != nil {
-		if _, err := run(context.Background(), binary("orlop"), "system", "teardown", "--purge", "--config", o.dir+"/config.yaml"); err != nil {
-			say("%v", err)
-		}
-		o.cmd.Process.Signal(syscall.SIGTERM)
-		o.cmd.Wait()
-	}
-	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log")
-	os.RemoveAll(o.dir)
-	if o.leave != nil {
-		o.leave()
-	}
 }
 
 const orlopPod = `apiVersion: v1
@@ -130,7 +100,7 @@ metadata: {name: %s, namespace: bench}
 spec:
   containers:
   - name: idle
-    image: %s/bench/idle:1
+    image: %s
     imagePullPolicy: IfNotPresent
     resources: {limits: {memory: 64Mi}, requests: {cpu: 100m}}
     securityContext: {seccompProfile: {type: RuntimeDefault}}
@@ -142,7 +112,7 @@ func (o *orlop) StartPod(ctx context.Context, name string) error {
 	o.started[name] = started
 	o.mu.Unlock()
 	resp, err := o.manifests.Apply(ctx, connect.NewRequest(&orlopv1.ApplyRequest{
-		Files: []*orlopv1.File{{Name: "pod.yaml", Content: fmt.Appendf(nil, orlopPod, name, o.registry)}},
+		Files: []*orlopv1.File{{Name: "pod.yaml", Content: fmt.Appendf(nil, orlopPod, name, o.registry.idle())}},
 	}))
 	if err != nil {
 		return err
@@ -187,90 +157,4 @@ func (o *orlop) Pull(ctx context.Context, ref string) error {
 func (o *orlop) Drop(ctx context.Context, ref string) error {
 	_, err := o.images.Remove(ctx, connect.NewRequest(&orlopv1.RemoveImageRequest{Image: ref}))
 	return err
-}
-
-func (o *orlop) Own(pid int, cmdline string) bool {
-	return pid == o.cmd.Process.Pid || strings.Contains(cmdline, "orlop-keeper") && strings.Contains(cmdline, o.run()+"/")
-}
-
-// binary is one of this tree's, as make build leaves it.
-func binary(name string) string {
-	p, err := filepath.Abs("bin/" + name)
-	if err != nil {
-		return name
-	}
-	return p
-}
-
-// orlopStarter runs single containers through a keeper, as the daemon does.
-type orlopStarter struct {
-	dir, root string
-	group     string
-	leave     func()
-	cmd       *exec.Cmd
-	client    *keeper.Client
-}
-
-func (o *orlopStarter) Name() string  { return "orlop" }
-func (o *orlopStarter) Group() string { return o.group }
-
-func (o *orlopStarter) Start(ctx context.Context) error {
-	if err := os.MkdirAll(o.dir, 0o700); err != nil {
-		return err
-	}
-	group, enter, leave, err := measureGroup("orlbench-keeper")
-	if err != nil {
-		return err
-	}
-	o.group, o.leave = group, leave
-	if o.cmd, err = spawn(enter, o.dir+"/keeper.log", binary("orlop-keeper"), "-dir", o.dir+"/keeper", "-init", binary("orlop-init")); err != nil {
-		return err
-	}
-	return until(ctx, func() (err error) {
-		o.client, err = keeper.Dial(ctx, keeper.Socket(o.dir+"/keeper"), nil)
-		return err
-	})
-}
-
-func (o *orlopStarter) Stop() {
-	if o.client != nil {
-		if err := o.client.Shutdown(context.Background()); err != nil {
-			say("shut the keeper down: %v", err)
-			o.cmd.Process.Kill()
-		}
-		o.cmd.Wait()
-	}
-	os.Rename(o.dir+"/keeper.log", "/tmp/keeper-saved.log")
-	os.RemoveAll(o.dir)
-	if o.leave != nil {
-		o.leave()
-	}
-	for _, h := range []string{"memory", "cpu", "cpuacct", "pids", "unified"} {
-		removeGroups("/sys/fs/cgroup/" + h + "/orlbench-keeper")
-	}
-}
-
-func (o *orlopStarter) Run(ctx context.Context, id string) (started, whole time.Duration, err error) {
-	bundle := filepath.Join(o.dir, id)
-	for _, d := range []string{"upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(bundle, d), 0o700); err != nil {
-			return 0, 0, err
-		}
-	}
-	defer os.RemoveAll(bundle)
-	spec := keeper.Spec{
-		ID: id, OCI: trueSpec("", "/"), Cgroup: o.group + "/" + id,
-		Rootfs: executor.Rootfs{Lower: []string{o.root}, Upper: bundle + "/upper", Work: bundle + "/work"},
-		Log:    keeper.LogConfig{Path: bundle + "/log", MaxBytes: 1 << 20, MaxFiles: 2},
-	}
-	begin := time.Now()
-	if _, err := o.client.Run(ctx, spec); err != nil {
-		return 0, 0, err
-	}
-	started = time.Since(begin)
-	if _, err := o.client.Wait(ctx, id); err != nil {
-		return 0, 0, err
-	}
-	err = o.client.Delete(ctx, id)
-	return started, time.Since(begin), err
 }

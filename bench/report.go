@@ -3,62 +3,179 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"os/exec"
+	"runtime"
+	"slices"
 	"strings"
-	"time"
 )
 
-// report writes docs/benchmarks.md.
-func report(w io.Writer, o options, starters []starter, starts map[string]*startResult, peers []peer, pods map[string]*podResult) {
-	fmt.Fprintf(w, `# Benchmarks
+// write writes docs/benchmarks.md.
+func (r *results) write(w io.Writer) {
+	p := func(format string, args ...any) { fmt.Fprintf(w, format, args...) }
+	p(`# Benchmarks
 
-Written by %s on %s. Orlop and what the distribution packages run side by side, in %d interleaved rounds
-of one run on one machine (%s). Wall time moves with whatever else the machine does; **ratios** and CPU time are what
-to read. A ratio is the peer's figure divided by Orlop's: above 1, Orlop is better.
+Written by %s on %s: Orlop and what the distribution packages, side by side in %d interleaved rounds of one run on one machine
+(%s). Wall time moves with whatever else the machine does: **ratios**, and CPU time, are what to read.
 
-`, "`make bench`", time.Now().UTC().Format("2 January 2006"), o.rounds, machine())
-
-	ours, ok := starts["orlop"]
-	fmt.Fprintf(w, "## One container\n\n`/bin/true` of a static busybox on overlayfs, default seccomp profile, own namespaces, memory, CPU and process limits, %d starts each. *Started* is from the request until\nthe program executes, *whole* until it has ended and nothing of it is left.\n\n", o.rounds*o.starts)
-	fmt.Fprintln(w, "| | started p50 | p95 | whole p50 | p95 | CPU per container | ratio started p50 | ratio whole p50 | ratio CPU |\n|---|---|---|---|---|---|---|---|---|")
-	for _, s := range starters {
-		r := starts[s.Name()]
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | ", s.Name(), ms(r.started.at(.5)), ms(r.started.at(.95)), ms(r.whole.at(.5)), ms(r.whole.at(.95)), ms(r.cpu))
-		if ok && r != ours {
-			fmt.Fprintf(w, "%.1f | %.1f | %.1f |\n", r.started.at(.5)/ours.started.at(.5), r.whole.at(.5)/ours.whole.at(.5), r.cpu/ours.cpu)
-		} else {
-			fmt.Fprintln(w, "| | |")
+`, "`make bench`", r.At.Format("2 January 2006"), r.Rounds, r.Machine)
+	for _, v := range r.versions() {
+		p("- %s\n", v)
+	}
+	p("\n## Targets\n\nA ratio is Orlop's figure divided by the peer's: less is better.\n\n")
+	p("| what | target | Orlop | peer | ratio | reached |\n|---|---|---|---|---|---|\n")
+	var missed []target
+	for _, t := range r.targets() {
+		verdict := "yes"
+		if !t.ok {
+			verdict = "**no**"
+			missed = append(missed, t)
 		}
+		p("| %s | %s | %s | %s | %s | %s |\n", t.what, t.want, t.orlop, t.peer, t.ratio, verdict)
 	}
+	if len(missed) > 0 {
+		p("\nMissed:\n\n")
+	}
+	for _, t := range missed {
+		p("- %s: %s (target %s)", t.what, t.orlop, t.want)
+		if t.cause != "" {
+			p("; %s", t.cause)
+		}
+		p("\n")
+	}
+	r.writePods(p)
+	p("\n## Single containers\n\n`/bin/true` of a static busybox on overlayfs over the host's disk, default seccomp profile, own namespaces, memory, CPU and process limits,\n%d times each, from the request until it has ended and nothing of it is left. *orlop* is the keeper, asked as the daemon asks; the others are command lines, `run` and `exec`.\n\n", r.Rounds*r.Starts)
+	r.writeContainers(p)
+	if r.V2 != nil {
+		p("\n## Single containers on cgroup v2\n\nThe same on a cgroup-v2 machine that QEMU emulates without hardware help (%s), its files in memory: crun refuses hybrid cgroups. Times are some 20 times those of hardware.\n\n", r.V2.Machine)
+		for _, v := range r.V2.versions() {
+			p("- %s\n", v)
+		}
+		p("\n")
+		r.V2.writeContainers(p)
+	}
+	p("\n## How\n\nThe run has mount, network, PID and IPC namespaces of its own and its registry on their loopback, so it leaves nothing behind however it ends. CPU time is\nread from a control group that holds a runtime's processes and those of its containers, and goes on to %s after the answer. The first start of each\nround warms caches and is not counted. containerd runs pods by CRI on the reference bridge and portmap plugins with a pause container; podman runs single containers\non the same plugins; all with the default seccomp profile, a memory limit and CPU shares. `bench -help` lists what can be changed.\n", aftermath)
+}
 
-	fmt.Fprintf(w, "\n## Pods\n\nOne idle container, default seccomp, a memory limit, the runtime's own network, %d starts one after another; then %d at 8 at once, left\nidle, for rate and memory. CPU counts every process of runtime and pod. Memory is the growth in PSS of the runtime's own processes (daemon,\nkeeper, shims, monitors, pause containers), the workload left out.\n\n", o.rounds*o.pods, o.idle)
-	fmt.Fprintln(w, "| | start p50 | p95 | CPU per start | remove p50 | pods per second | idle pod | with no pod | pull p50 |\n|---|---|---|---|---|---|---|---|---|")
-	for _, p := range peers {
-		r := pods[p.Name()]
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %.1f | %.0f KiB | %.1f MiB | %.1f s |\n", p.Name(), ms(r.start.at(.5)), ms(r.start.at(.95)), ms(r.cpu), ms(r.remove.at(.5)), r.perSec, r.idle, r.base/1024, r.pull.at(.5)/1000)
+type printer = func(string, ...any)
+
+func (r *results) writePods(p printer) {
+	if len(r.Runtimes) == 0 {
+		return
 	}
-	if us := pods["orlop"]; us != nil {
-		fmt.Fprintln(w, "\n| ratio to Orlop | start p50 | p95 | CPU per start | remove p50 | pods per second | idle pod | pull p50 |\n|---|---|---|---|---|---|---|---|")
-		for _, p := range peers {
-			if r := pods[p.Name()]; r != us {
-				fmt.Fprintf(w, "| %s | %.1f | %.1f | %.1f | %.1f | %.1f | %.0f | %.1f |\n", p.Name(), r.start.at(.5)/us.start.at(.5), r.start.at(.95)/us.start.at(.95), r.cpu/us.cpu,
-					r.remove.at(.5)/us.remove.at(.5), us.perSec/r.perSec, r.idle/us.idle, r.pull.at(.5)/us.pull.at(.5))
+	p("\n## Pods\n\nOne idle container with a network of its own, default seccomp profile, memory limit; %d starts one after another, then %d pods at %d at once, left idle.\nMemory is the growth in PSS of the runtime's own processes (daemon, keeper, shims, monitors, pause containers) per idle pod, the workload left out.\n\n", r.Rounds*r.Pods, r.Idle, atOnce)
+	rows := []struct {
+		what   string
+		value  func(*podResult) float64
+		format func(float64) string
+		more   bool // is better
+	}{
+		{"start p50", func(p *podResult) float64 { return p.Start.at(.5) }, ms, false},
+		{"start p95", func(p *podResult) float64 { return p.Start.at(.95) }, ms, false},
+		{"CPU per start", func(p *podResult) float64 { return p.StartCPU.each() }, ms, false},
+		{"remove p50", func(p *podResult) float64 { return p.Remove.at(.5) }, ms, false},
+		{"CPU per removal", func(p *podResult) float64 { return p.RemoveCPU.each() }, ms, false},
+		{"pods per second", func(p *podResult) float64 { return p.PerSecond }, func(v float64) string { return fmt.Sprintf("%.1f", v) }, true},
+		{"memory per idle pod", func(p *podResult) float64 { return p.perPodKiB(r.Idle) }, kib, false},
+		{"memory without pods", func(p *podResult) float64 { return totalPSS(p.Empty) }, kib, false},
+		{"pull and unpack p50", func(p *podResult) float64 { return p.Pull.at(.5) }, ms, false},
+		{"CPU per pull", func(p *podResult) float64 { return p.PullCPU.each() }, ms, false},
+	}
+	header(p, r.Runtimes, func(p *podResult) string { return p.Name })
+	us := r.runtime("orlop")
+	for _, row := range rows {
+		if strings.Contains(row.what, "pull") && r.PullFiles == 0 || r.Idle == 0 && (strings.Contains(row.what, "memory") || row.more) {
+			continue
+		}
+		p("| %s |", row.what)
+		for _, x := range r.Runtimes {
+			p(" %s |", row.format(row.value(x)))
+		}
+		for _, x := range r.Runtimes {
+			if us != nil && x != us {
+				p(" %.2f |", row.value(us)/row.value(x))
+			}
+		}
+		p("\n")
+	}
+	if r.PullFiles > 0 {
+		p("\nThe image pulled has %d files and %d MiB of content in %d gzipped layers; every pull is a whole one, from a registry on loopback.\n", r.PullFiles, r.PullMiB, bigLayers)
+	}
+}
+
+func (r *results) writeContainers(p printer) {
+	header(p, r.Containers, func(c *containerResult) string { return c.Name })
+	us := r.container("orlop")
+	row := func(what string, value func(*containerResult) float64, format func(float64) string) {
+		p("| %s |", what)
+		for _, x := range r.Containers {
+			p(" %s |", format(value(x)))
+		}
+		for _, x := range r.Containers {
+			if us != nil && x != us {
+				p(" %.2f |", value(us)/value(x))
+			}
+		}
+		p("\n")
+	}
+	row("run p50", func(c *containerResult) float64 { return c.Run.at(.5) }, ms)
+	row("run p95", func(c *containerResult) float64 { return c.Run.at(.95) }, ms)
+	row("CPU per run", func(c *containerResult) float64 { return c.RunCPU.each() }, ms)
+	row("exec p50", func(c *containerResult) float64 { return c.Exec.at(.5) }, ms)
+	row("exec p95", func(c *containerResult) float64 { return c.Exec.at(.95) }, ms)
+	row("CPU per exec", func(c *containerResult) float64 { return c.ExecCPU.each() }, ms)
+	if r.Parallel > 0 {
+		row(fmt.Sprintf("%d at once, until all are gone", r.Parallel), func(c *containerResult) float64 { return c.ParallelMs }, ms)
+		for _, c := range r.Containers {
+			if len(c.Failures) > 0 {
+				p("\n%s: %d of %d at once failed, the first with: %s\n", c.Name, len(c.Failures), r.Parallel, c.Failures[0])
 			}
 		}
 	}
-	fmt.Fprintf(w, "\nThe image pulled has %d files and %d MiB of content in %d layers, from a registry on this machine; a pull is whole each time.\n", bigFiles, bigBytes>>20, bigLayers)
+	if r.Soak > 0 {
+		p("\n%d containers one after another, memory after a tenth as many to warm up and at the end:\n\n", r.Soak)
+		for _, c := range r.Containers {
+			if c.SoakMs == 0 {
+				continue
+			}
+			p("- %s: %.1f ms each; its processes' PSS %s before, %s after; the kernel's unreclaimable memory, the whole machine's, grew by %s\n",
+				c.Name, c.SoakMs, kib(totalPSS(c.Before)), kib(totalPSS(c.After)), kib(c.KernelKiB))
+		}
+	}
 }
 
-func ms(v float64) string { return fmt.Sprintf("%.1f ms", v) }
+// header begins a table with a column for each, and one for Orlop's ratio to each other.
+func header[T any](p printer, list []T, name func(T) string) {
+	line, rule := "| |", "|---|"
+	ours := slices.ContainsFunc(list, func(x T) bool { return name(x) == "orlop" })
+	for _, x := range list {
+		line, rule = line+" "+name(x)+" |", rule+"---|"
+	}
+	for _, x := range list {
+		if ours && name(x) != "orlop" {
+			line, rule = line+" ratio to "+name(x)+" |", rule+"---|"
+		}
+	}
+	p("%s\n%s\n", line, rule)
+}
 
-// machine describes where it ran.
+func (r *results) versions() []string {
+	all := make(map[string]bool)
+	for _, c := range r.Containers {
+		all[c.Version] = true
+	}
+	for _, p := range r.Runtimes {
+		all[p.Version] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// machine describes where this runs.
 func machine() string {
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	cpus, _ := exec.Command("nproc").Output()
 	layout := "cgroup v2"
-	if fileExists("/sys/fs/cgroup/cpuacct/cpuacct.usage") {
+	if isV1() {
 		layout = "hybrid cgroup v1"
 	}
-	return fmt.Sprintf("%s cores, Linux %s, %s", strings.TrimSpace(string(cpus)), strings.TrimSpace(string(kernel)), layout)
+	return fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), strings.TrimSpace(string(kernel)), layout)
 }

@@ -5,17 +5,17 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// trueSpec is the container that both sides run: /bin/true with the default seccomp
-// profile, its own namespaces, memory, CPU and process limits.
-func trueSpec(cgroup, root string) *specs.Spec {
+// containerSpec is the container that all sides run: the default seccomp profile, its own
+// namespaces, memory, CPU and process limits.
+func containerSpec(argv ...string) *specs.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
 		"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
 	memory, shares, pids := int64(64<<20), uint64(102), int64(1024)
 	s := &specs.Spec{
 		Version: "1.0.2",
-		Root:    &specs.Root{Path: root},
+		Root:    &specs.Root{Path: "/"},
 		Process: &specs.Process{
-			Args: []string{"/bin/true"}, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
+			Args: argv, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		},
 		Hostname: "bench",
@@ -28,11 +28,10 @@ func trueSpec(cgroup, root string) *specs.Spec {
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: cgroup,
 			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
 			Resources: &specs.LinuxResources{
-				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
+				Devices: devices(),
 				Memory:  &specs.LinuxMemory{Limit: &memory},
 				CPU:     &specs.LinuxCPU{Shares: &shares},
 				Pids:    &specs.LinuxPids{Limit: &pids},
@@ -46,4 +45,13 @@ func trueSpec(cgroup, root string) *specs.Spec {
 		s.Linux.Seccomp = p
 	}
 	return s
+}
+
+// devices forbids all but making nodes and the usual ones, as engines do.
+func devices() []specs.LinuxDeviceCgroup {
+	list := []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"}}
+	for _, d := range []struct{ major, minor int64 }{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}} {
+		list = append(list, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d.major, Minor: &d.minor, Access: "rwm"})
+	}
+	return list
 }

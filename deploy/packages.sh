@@ -2,11 +2,14 @@
 # Installs what is missing of the operating system's packages (Debian, Ubuntu).
 #   deploy/packages.sh run|test|bench
 set -eu
+peers='containerd runc podman crun iptables containernetworking-plugins' # of the benchmark and of orlop-oci's tests
 run='xfsprogs e2fsprogs util-linux ca-certificates'
-test="$run gcc libc6-dev libseccomp-dev busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap containerd runc podman"
+test="$run gcc libc6-dev libseccomp-dev busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap $peers"
 # virtiofsd is part of qemu-system-common in Debian 12, and a package of its own later.
-[ -x /usr/lib/qemu/virtiofsd ] || test="$test virtiofsd"
-bench="$run busybox-static containerd runc podman crun iproute2 iptables containernetworking-plugins"
+virtiofsd=
+[ -x /usr/lib/qemu/virtiofsd ] || virtiofsd=virtiofsd
+test="$test $virtiofsd"
+bench="$run busybox-static iproute2 procps nftables qemu-system-x86 qemu-system-common $peers $virtiofsd"
 case "${1:-}" in
 run) want=$run ;;
 test) want=$test ;;

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -56,6 +57,7 @@ type Pods struct {
 	states    store.Bucket[state]    // volatile, by Key
 	events    *events
 	runtime   *link
+	tidy      *time.Timer // gives back the memory that starts and ends took, once it is quiet
 	cgroups   *cgroup.Host
 
 	mu      sync.Mutex
@@ -82,9 +84,12 @@ var (
 	faultDeleteForgot   = fault.New("pod.delete.manifest-removed")
 )
 
+// tidyAfter is how long after the last event of any pod it counts as quiet.
+const tidyAfter = 5 * time.Second
+
 // Open reads the state. Nothing is started before Reconcile and Run.
 func Open(ctx context.Context, o Options) (*Pods, error) {
-	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker)}
+	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory)}
 	var err error
 	if p.manifests, err = store.NewBucket[manifest](o.Durable, "pod.manifests"); err != nil {
 		return nil, err
@@ -107,6 +112,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 
 // Close lets go of the keeper. Containers go on.
 func (p *Pods) Close() error {
+	p.tidy.Stop()
 	p.runtime.close()
 	return nil
 }

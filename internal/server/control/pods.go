@@ -63,6 +63,9 @@ func (p pods) Events(ctx context.Context, req *connect.Request[orlopv1.EventsReq
 	if req.Msg.Since != nil {
 		f.Since = req.Msg.Since.AsTime()
 	}
+	if err := out.Send(nil); err != nil { // headers: who watches knows that it does, also where nothing happens
+		return err
+	}
 	err := p.o.Pods.Events(ctx, f, func(e pod.Event) error {
 		kind := "Normal"
 		if e.Warning {

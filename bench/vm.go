@@ -1,0 +1,40 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/orlop-io/orlop/test/vm"
+)
+
+// measureInVM runs this program on a cgroup-v2 machine, for the runtimes that this host's
+// control groups keep out. It is emulated, some 20 times slower than the host: only
+// ratios say something, and only of what is alike.
+func measureInVM(ctx context.Context, o options) (*results, error) {
+	say("booting a cgroup-v2 machine")
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	code, err := vm.Run(ctx, vm.Options{MemoryMiB: 2048}, vm.Command{
+		Argv: []string{"/bin/sh", "-c", `exec "$0" -dir "$TMPDIR/bench" "$@"`, self, "-json", "-vm=false", "-bin", o.bin, "-only", "orlop,orlop-oci,runc,crun",
+			"-pods", "0", "-pulls=false", "-rounds", strconv.Itoa(o.rounds), "-starts", strconv.Itoa(min(o.starts, 5)), "-parallel", "10", "-soak", "0"},
+		Stdout: &out, Stderr: os.Stderr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if code != 0 {
+		return nil, fmt.Errorf("the benchmark in the machine ended with %d", code)
+	}
+	var r results
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		return nil, fmt.Errorf("what the benchmark in the machine printed: %w", err)
+	}
+	return &r, nil
+}
