@@ -541,7 +541,29 @@ spec:
         - {name: free, mountPath: /mine, subPathExpr: of-$(NAME)}
         - {name: conf, mountPath: /fixed, subPath: sub/color}
         - {name: free, mountPath: /readonly, readOnly: true}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: small}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: notes, emptyDir: {}}]
+  containers:
+    - name: main
+      image: localhost/tool:1
+      args: [trap, /notes/x, main, "0"]
+      volumeMounts: [{name: notes, mountPath: /notes}]
+      resources: {limits: {ephemeral-storage: 24Mi}}
 `
+
+// full checks what the tool says of a filesystem into which that many KiB should fit.
+func full(t *testing.T, said string, want int) {
+	t.Helper()
+	size, _, _ := strings.Cut(said, " ")
+	if got, err := strconv.Atoi(size); err != nil || got < want-64 || got > want+want/8+2048 || !strings.Contains(said, "no space left") {
+		t.Errorf("it takes %q, want %d KiB", said, want)
+	}
+}
 
 func TestView(t *testing.T) {
 	n, _ := podsNode(t, viewPods)
@@ -579,12 +601,19 @@ func TestView(t *testing.T) {
 	})
 	t.Run("limits", func(t *testing.T) {
 		for dir, want := range map[string]int{"/disk": 20 << 10, "/memory": 8 << 10} {
-			out := n.tool("view", "main", "fill", dir)
-			size, _, _ := strings.Cut(out, " ")
-			if got, err := strconv.Atoi(size); err != nil || got < want-64 || got > want+want/8+2048 || !strings.Contains(out, "no space left") {
-				t.Errorf("%s takes %q, want %d KiB", dir, out, want)
-			}
+			full(t, n.tool("view", "main", "fill", dir), want)
 		}
+		// The writable layer, that of the next incarnation too, which begins empty.
+		n.becomes("small", "running", running)
+		full(t, n.tool("small", "main", "fill", "/"), 24<<10)
+		n.tool("small", "main", "touch", "/kept")
+		n.tool("small", "main", "term", "1")
+		n.becomes("small", "running again", func(p corev1.Pod) bool { return container(p, "main").RestartCount == 1 && running(p) })
+		full(t, n.tool("small", "main", "fill", "/"), 24<<10)
+		if _, err := n.try("exec", "small", "--", "/bin/tool", "exists", "/kept"); err == nil {
+			t.Error("the writable layer outlives its container")
+		}
+		n.orlop("delete", "pod", "small")
 		var df []struct{ What string }
 		n.json(&df, "system", "df")
 		if out := n.orlop("system", "df"); !strings.Contains(out, "scratch space") {
