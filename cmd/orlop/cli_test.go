@@ -110,6 +110,31 @@ func TestExamplesParse(t *testing.T) {
 	})
 }
 
+// What lists, or prints an object, does it for programs too.
+func TestEveryListHasFormats(t *testing.T) {
+	lists := 0
+	walk((&app{}).rootCommand(), func(c *cobra.Command) {
+		var want string
+		switch first, _, _ := strings.Cut(c.Short, " "); {
+		case first == "List" && !c.HasSubCommands(), c.Name() == "stats", c.Name() == "events", c.Name() == "df":
+			lists++
+			want = "format: table, wide, json, yaml"
+		case c.Name() == "inspect":
+			want = "format: yaml, json"
+		case c.CommandPath() == "orlop version", c.CommandPath() == "orlop system info":
+			want = "format: table, json, yaml"
+		default:
+			return
+		}
+		if f := c.Flags().Lookup("output"); f == nil || f.Shorthand != "o" || f.Usage != want {
+			t.Errorf("%s has no -o with %q", c.CommandPath(), want)
+		}
+	})
+	if lists < 8 {
+		t.Errorf("only %d commands list", lists)
+	}
+}
+
 // ------------------------------------------------------------------ output
 
 func fixNow(t *testing.T) time.Time {

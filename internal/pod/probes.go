@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -256,9 +257,12 @@ func dialHere(ctx context.Context, network, addr string) (net.Conn, error) {
 func (w *worker) hook(ctx context.Context, c *Container, id ContainerID, a *Action) probe.Outcome {
 	within, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
+	var ended atomic.Bool
 	wg.Go(func() {
-		w.p.runtime.wait(within, string(id))
-		cancel()
+		if _, err := w.p.runtime.wait(within, string(id)); err == nil || isGone(err) {
+			ended.Store(true)
+			cancel()
+		}
 	})
 	var o probe.Outcome
 	if a.Sleep > 0 {
@@ -270,11 +274,11 @@ func (w *worker) hook(ctx context.Context, c *Container, id ContainerID, a *Acti
 	} else {
 		o = w.check(within, c, a)
 	}
-	if !o.OK && within.Err() != nil && ctx.Err() == nil { // the container has ended
-		o = probe.Outcome{OK: true}
-	}
 	cancel()
 	wg.Wait()
+	if ended.Load() {
+		o = probe.Outcome{OK: true}
+	}
 	return o
 }
 

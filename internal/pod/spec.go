@@ -263,7 +263,7 @@ type Resources struct {
 	CPULimitMilli      int64            `json:",omitempty"`
 	MemoryRequestBytes int64            `json:",omitempty"`
 	MemoryLimitBytes   int64            `json:",omitempty"`
-	EphemeralBytes     int64            `json:",omitempty"` // limit of the writable layer and disk emptyDirs
+	EphemeralBytes     int64            `json:",omitempty"` // limit of the writable layer; 0: none
 	HugepageBytes      map[string]int64 `json:",omitempty"` // limit by page size: "2Mi", "1Gi"
 	PIDs               int64            `json:",omitempty"`
 }

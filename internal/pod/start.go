@@ -2,7 +2,9 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -63,7 +65,10 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) e
 		return err
 	}
 	defer release()
-	disk := filepath.Join(w.p.o.Root, "containers", string(id))
+	disk, err := w.layerDir(ctx, c, id)
+	if err != nil {
+		return err
+	}
 	dir := filepath.Join(w.runDir(), "containers", string(id))
 	for _, d := range []string{filepath.Join(disk, "upper"), filepath.Join(disk, "work"), dir} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -174,6 +179,32 @@ func (w *worker) postStart(ctx context.Context, spec *Spec, c *Container, id Con
 	w.ensureProbes(spec, c, id)
 	w.poke() // sidecars: the next may start
 	return nil
+}
+
+// layerDir returns where the container's writable layer goes: on the root disk, or with a
+// limit of its ephemeral storage into scratch space of that size.
+func (w *worker) layerDir(ctx context.Context, c *Container, id ContainerID) (string, error) {
+	if c.Resources.EphemeralBytes == 0 {
+		return filepath.Join(w.p.o.Root, "containers", string(id)), nil
+	}
+	// No volume of the pod can have this name: theirs have no dot.
+	space, err := w.p.o.Volumes.PublishScratch(ctx, w.id, "layer."+c.Name, c.Resources.EphemeralBytes)
+	if err != nil {
+		return "", fmt.Errorf("writable layer of container %s: %w", c.Name, err)
+	}
+	layers := filepath.Join(space, "layers")
+	ents, err := os.ReadDir(layers)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	for _, e := range ents { // incarnations before this one
+		if e.Name() != string(id) {
+			if err := removeTree(ctx, filepath.Join(layers, e.Name())); err != nil {
+				return "", err
+			}
+		}
+	}
+	return filepath.Join(layers, string(id)), nil
 }
 
 func (w *worker) configData(spec *Spec, secret bool, name string) (map[string][]byte, error) {

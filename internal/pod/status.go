@@ -2,6 +2,7 @@ package pod
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -72,6 +73,11 @@ type Termination struct {
 
 // Sidecar tells whether the container is an init container that goes on.
 func (c *Container) Sidecar() bool { return c.Restart == RestartAlways }
+
+// sidecar tells whether the init container of that name goes on.
+func (s *Spec) sidecar(name string) bool {
+	return slices.ContainsFunc(s.Init, func(c Container) bool { return c.Name == name && c.Sidecar() })
+}
 
 // Change is what an apply did.
 type Change string

@@ -67,23 +67,25 @@ func (w *worker) stopContainer(ctx context.Context, c *Container, grace time.Dur
 		if left := time.Now().Add(minGrace); end.Before(left) && grace >= minGrace {
 			end = left
 		}
-		err := w.p.runtime.signal(ctx, id, w.stopSignal(ctx, c), false)
+		graceful, cancel := context.WithDeadline(ctx, end)
+		var x keeper.Exit
+		err := w.p.runtime.signal(graceful, id, w.stopSignal(ctx, c), false)
 		if err == nil {
-			var x keeper.Exit
-			graceful, cancel := context.WithDeadline(ctx, end)
 			x, err = w.p.runtime.wait(graceful, id)
-			cancel()
-			if err == nil {
-				w.exited(c, x)
-				return nil
-			}
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if isGone(err) {
+		over := graceful.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			w.exited(c, x)
+			return nil
+		case isGone(err):
 			w.exited(c, lost)
 			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !over: // the keeper could not be asked: that is no reason to kill
+			return err
 		}
 	}
 	err := w.p.runtime.signal(ctx, id, unix.SIGKILL, true)

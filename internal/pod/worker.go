@@ -122,6 +122,7 @@ func (w *worker) run(ctx context.Context) {
 		cancel()
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 			w.p.log.Error("a pod could not be brought further; trying again", "pod", w.key, "error", err)
+			next = time.Second
 		}
 		timer := time.NewTimer(next)
 		select {
@@ -158,6 +159,9 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 
 	next := idle
 	sooner := func(d time.Duration) { next = min(next, max(d, time.Millisecond)) }
+	// Once the main containers have begun, an init container, which is a sidecar then,
+	// holds them up no more.
+	begun := w.begun(&spec)
 	initialized := true
 	for i := range spec.Init {
 		c, st := &spec.Init[i], w.container(spec.Init[i].Name)
@@ -180,11 +184,11 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 			}
 			initialized = false
 		}
-		if !initialized {
+		if !initialized && !begun {
 			break
 		}
 	}
-	if initialized {
+	if initialized || begun {
 		// Containers start side by side: one that waits for its image holds up no other.
 		var wg sync.WaitGroup
 		waits, bad := make([]time.Duration, len(spec.Containers)), make([]error, len(spec.Containers))
@@ -210,6 +214,14 @@ func (w *worker) step(ctx context.Context) (time.Duration, error) {
 		sooner(time.Until(w.st.StartedAt.Add(d)))
 	}
 	return next, nil
+}
+
+// begun tells whether a main container of this incarnation of the pod was ever started.
+func (w *worker) begun(spec *Spec) bool {
+	return slices.ContainsFunc(spec.Containers, func(c Container) bool {
+		st := w.container(c.Name)
+		return !st.StartedAt.IsZero() || st.Restarts > 0
+	})
 }
 
 func policyOf(spec *Spec, c *Container) RestartPolicy {
@@ -354,7 +366,7 @@ func (w *worker) status() Pod {
 		CreatedAt: w.m.CreatedAt, StartedAt: w.st.StartedAt, DeletedAt: w.m.DeletedAt, Ready: w.st.Phase == Running}
 	pod.Containers = append(pod.Containers, w.st.Containers...)
 	for _, c := range pod.Containers {
-		if !c.Init && !c.Ready {
+		if !c.Ready && (!c.Init || w.m.Spec.sidecar(c.Name)) {
 			pod.Ready = false
 		}
 		if pod.Reason == "" && c.State == Waiting && c.Reason != "PodInitializing" && c.Reason != "ContainerCreating" {

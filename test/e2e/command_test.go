@@ -273,6 +273,12 @@ func TestCommands(t *testing.T) {
 		if out := n.orlop("system", "info"); !strings.Contains(out, layout.Layout().String()+"\n") {
 			t.Errorf("no word of %q: %s", layout.Layout(), out)
 		}
+		metrics, err := n.http("GET", "http://127.0.0.1:9464/metrics", "")
+		for _, name := range []string{`orlop_pods{phase="Running"} 1`, `orlop_volume_pool_bytes{what="promisable"}`, `orlop_volume_disk_bytes{what="reserve"} 0`, `orlop_volumes{what="scratch"} 0`} {
+			if err != nil || !strings.Contains(metrics, name) {
+				t.Errorf("%s is not among the metrics: %v", name, err)
+			}
+		}
 		for _, args := range []string{"system info", "system df", "image ls", "volume ls", "version", "image inspect localhost/tool:1", "ps -o wide", "ps -o yaml", "stats -o json", "events -o json"} {
 			n.orlop(strings.Fields(args)...)
 		}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/orlop-io/orlop/internal/platform/ext4"
 )
 
 // podsNode is a node with the tool's image. The manifests are applied with DIR standing
@@ -298,6 +300,15 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
+metadata: {name: sided}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: dir, hostPath: {path: DIR}}]
+  initContainers: [{name: side, image: "localhost/tool:1", restartPolicy: Always, args: [exit, "1"]}]
+  containers: [{name: main, image: "localhost/tool:1", args: [trap, /dir/sided, main, "0"], volumeMounts: [{name: dir, mountPath: /dir}]}]
+---
+apiVersion: v1
+kind: Pod
 metadata: {name: noinit}
 spec:
   restartPolicy: Never
@@ -418,6 +429,23 @@ func TestLife(t *testing.T) {
 			t.Errorf("%+v", p.Status)
 		}
 	})
+	t.Run("sidecar that fails", func(t *testing.T) {
+		// It holds up neither the others' restarts nor, but for being unready, anything else.
+		p := n.becomes("sided", "waiting for its sidecar", func(p corev1.Pod) bool {
+			w := container(p, "side").State.Waiting
+			return w != nil && w.Reason == "CrashLoopBackOff" && running(p)
+		})
+		n.tool("sided", "main", "term", "1")
+		p = n.becomes("sided", "running again", func(p corev1.Pod) bool { return container(p, "main").RestartCount == 1 && running(p) })
+		if c := container(p, "side"); c.RestartCount != 1 {
+			t.Errorf("the main container waited for it: %+v", c)
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status != corev1.ConditionFalse {
+				t.Error("the pod is ready without its sidecar")
+			}
+		}
+	})
 	t.Run("deadline", func(t *testing.T) {
 		p := n.becomes("deadline", "failed", func(p corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 		if p.Status.Reason != "DeadlineExceeded" {
@@ -459,6 +487,11 @@ metadata: {name: key}
 stringData: {token: hush}
 ---
 apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: store}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 32Mi}}}
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: view, labels: {tier: front}, annotations: {note: "first"}}
 spec:
@@ -481,6 +514,7 @@ spec:
     - {name: disk, emptyDir: {sizeLimit: 20Mi}}
     - {name: memory, emptyDir: {medium: Memory, sizeLimit: 8Mi}}
     - {name: free, emptyDir: {}}
+    - {name: store, persistentVolumeClaim: {claimName: store}}
   containers:
     - name: main
       image: localhost/tool:1
@@ -501,12 +535,35 @@ spec:
         - {name: all, mountPath: /all}
         - {name: disk, mountPath: /disk}
         - {name: memory, mountPath: /memory}
+        - {name: store, mountPath: /store}
         - {name: free, mountPath: /free}
         - {name: free, mountPath: /one, subPath: one}
         - {name: free, mountPath: /mine, subPathExpr: of-$(NAME)}
         - {name: conf, mountPath: /fixed, subPath: sub/color}
         - {name: free, mountPath: /readonly, readOnly: true}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: small}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: notes, emptyDir: {}}]
+  containers:
+    - name: main
+      image: localhost/tool:1
+      args: [trap, /notes/x, main, "0"]
+      volumeMounts: [{name: notes, mountPath: /notes}]
+      resources: {limits: {ephemeral-storage: 24Mi}}
 `
+
+// full checks what the tool says of a filesystem into which that many KiB should fit.
+func full(t *testing.T, said string, want int) {
+	t.Helper()
+	size, _, _ := strings.Cut(said, " ")
+	if got, err := strconv.Atoi(size); err != nil || got < want-64 || got > want+want/8+2048 || !strings.Contains(said, "no space left") {
+		t.Errorf("it takes %q, want %d KiB", said, want)
+	}
+}
 
 func TestView(t *testing.T) {
 	n, _ := podsNode(t, viewPods)
@@ -544,24 +601,54 @@ func TestView(t *testing.T) {
 	})
 	t.Run("limits", func(t *testing.T) {
 		for dir, want := range map[string]int{"/disk": 20 << 10, "/memory": 8 << 10} {
-			out := n.tool("view", "main", "fill", dir)
-			size, _, _ := strings.Cut(out, " ")
-			if got, err := strconv.Atoi(size); err != nil || got < want-64 || got > want+want/8+2048 || !strings.Contains(out, "no space left") {
-				t.Errorf("%s takes %q, want %d KiB", dir, out, want)
-			}
+			full(t, n.tool("view", "main", "fill", dir), want)
 		}
+		// The writable layer, that of the next incarnation too, which begins empty.
+		n.becomes("small", "running", running)
+		full(t, n.tool("small", "main", "fill", "/"), 24<<10)
+		n.tool("small", "main", "touch", "/kept")
+		n.tool("small", "main", "term", "1")
+		n.becomes("small", "running again", func(p corev1.Pod) bool { return container(p, "main").RestartCount == 1 && running(p) })
+		full(t, n.tool("small", "main", "fill", "/"), 24<<10)
+		if _, err := n.try("exec", "small", "--", "/bin/tool", "exists", "/kept"); err == nil {
+			t.Error("the writable layer outlives its container")
+		}
+		n.orlop("delete", "pod", "small")
 		var df []struct{ What string }
 		n.json(&df, "system", "df")
 		if out := n.orlop("system", "df"); !strings.Contains(out, "scratch space") {
 			t.Errorf("%s", out)
 		}
-		if out := n.orlop("volume", "ls", "-A"); strings.Count(out, "\n") != 1 {
+		if out := n.orlop("volume", "ls", "-A"); strings.Count(out, "\n") != 2 || !strings.Contains(out, "store") {
 			t.Errorf("scratch space is listed as a claim: %s", out)
+		}
+	})
+	t.Run("claim grows", func(t *testing.T) {
+		fits := func() int {
+			t.Helper()
+			size, _, _ := strings.Cut(n.tool("view", "main", "fill", "/store"), " ")
+			kib, err := strconv.Atoi(size)
+			if err != nil {
+				t.Error(err)
+			}
+			return kib
+		}
+		before := fits()
+		code, _, note := n.code(strings.NewReader(strings.Replace(viewPods, "storage: 32Mi", "storage: 64Mi", 1)), "apply", "-f", "-")
+		if code != 0 {
+			t.Fatalf("%d %s", code, note)
+		}
+		after := fits()
+		switch mounted := ext4.CanGrowMounted(); {
+		case mounted && (note != "" || after < before+28<<10):
+			t.Errorf("%d KiB before, %d after; %s", before, after, note)
+		case !mounted && (!strings.Contains(note, "CAP_SYS_RESOURCE") || after != before):
+			t.Errorf("%d KiB before, %d after; %s", before, after, note)
 		}
 	})
 	t.Run("changed while it runs", func(t *testing.T) {
 		id := container(p, "main").ContainerID
-		changed := strings.NewReplacer("color: red", "color: blue", "tier: front", "tier: back", "token: hush", "token: loud").Replace(viewPods)
+		changed := strings.NewReplacer("storage: 32Mi", "storage: 64Mi", "color: red", "color: blue", "tier: front", "tier: back", "token: hush", "token: loud").Replace(viewPods)
 		n.applyText(changed)
 		n.eventually(10*time.Second, func() error {
 			out := show("/conf/sub/color", "/all/color", "/all/labels", "/secret/token", "/all/secrets/token")

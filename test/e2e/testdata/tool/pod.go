@@ -60,6 +60,9 @@ func pod(what string, arg []string) {
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 		fmt.Println("stubborn")
 		time.Sleep(time.Hour)
+	case "term": // PID
+		pid, _ := strconv.Atoi(arg[0])
+		must(syscall.Kill(pid, syscall.SIGTERM))
 	case "eat": // memory, without end
 		var all [][]byte
 		for {
