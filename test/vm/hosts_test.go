@@ -36,7 +36,7 @@ var hosts = []struct {
 		{pkg: "internal/platform/cgroup"},
 		{pkg: "internal/platform/namespace"},
 		{pkg: "internal/platform/overlay"},
-		{pkg: "internal/platform/keeper/pidfd"},
+		{pkg: "internal/platform/pidfd"},
 		{pkg: "internal/platform/executor"}, // seccomp is in it where it needs a kernel
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},

@@ -17,7 +17,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd/pidfdtest"
+	"github.com/orlop-io/orlop/internal/platform/pidfd/pidfdtest"
 	"github.com/orlop-io/orlop/test/programs"
 )
 

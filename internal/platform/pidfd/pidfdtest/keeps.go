@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/platform/keeper/pidfd"
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 // Keeps tells whether the kernel keeps the end of a process for those who hold a pidfd of
