@@ -152,6 +152,7 @@ func TestNode(t *testing.T) {
 		find /sys/fs/cgroup -type d -name 'orlop*' | grep -v orlop-vm
 		ls -d /run/orlop /run/netns/* 2>/dev/null
 		ls -A /var/lib/orlop | grep -v lost+found
+		mountpoint -q /var/lib/orlop || echo the disk is not mounted any more
 		ip -o link | grep -v ': lo:'
 		nft list tables
 		losetup -n -O NAME,BACK-FILE
