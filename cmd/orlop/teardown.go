@@ -77,10 +77,35 @@ func teardown(ctx context.Context, c config.Config, log *slog.Logger, purge bool
 	if !purge {
 		return nil
 	}
-	if err := mount.UnmountBelow(ctx, c.Root, 10*time.Second); err != nil {
+	return purgeRoot(ctx, c.Root)
+}
+
+// purgeRoot removes the durable directory. A disk that is mounted there is the operator's:
+// it stays mounted, and is empty.
+func purgeRoot(ctx context.Context, root string) error {
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return mount.RemoveTree(c.Root)
+	for _, e := range entries {
+		if e.Name() == "lost+found" { // the filesystem's own (mklost+found(8))
+			continue
+		}
+		path := filepath.Join(root, e.Name())
+		if err := mount.UnmountBelow(ctx, path, 10*time.Second); err != nil {
+			return err
+		}
+		if err := mount.RemoveTree(path); err != nil {
+			return err
+		}
+	}
+	if mounted, err := mount.IsMounted(root); err != nil || mounted {
+		return err
+	}
+	return os.Remove(root)
 }
 
 // takeDown takes down what the domains have made.

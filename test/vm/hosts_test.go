@@ -40,13 +40,14 @@ var hosts = []struct {
 		{pkg: "internal/platform/executor"}, // seccomp is in it where it needs a kernel
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
-		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding|TestReconcileRepairs)$"},
+		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
 		{pkg: "internal/network/routed", run: "^(TestWholeHostForwarding|TestRestore)$"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
 		{pkg: "test/e2e", run: "^TestNotes$"},
 	}},
 	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
 		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
+		{pkg: "internal/platform/executor", run: "^(TestRoots|TestPropagation)$"}, // the host's mounts are shared
 		{pkg: "internal/platform/keeper", run: "^(TestSharedPID|TestSignalAll|TestPause|TestOOM|TestExecOutlivesKeeper|TestEndsWithoutKeeper|TestUpgrade)$"},
 	}},
 }

@@ -97,7 +97,8 @@ func TestNode(t *testing.T) {
 	n := bootNode(t, dir, disk)
 	defer func() { n.Kill() }()
 	n.sh(`deploy/up.sh >&2`)
-	n.sh(`is "$(systemctl is-active orlop)" active
+	n.sh(`is "$(systemctl is-active orlop) $(systemctl show -P Type orlop)" "active notify"
+		is "$(systemctl show -P CanReload orlop)" no # what is configured is read at a start
 		orlop system info | grep -q 'v2, driver systemd'`)
 	// Containers are in scopes of their own, which systemd neither ends nor counts with the daemon.
 	n.sh(`cgroup=$(cat /proc/$(web)/cgroup)
@@ -152,6 +153,7 @@ func TestNode(t *testing.T) {
 		find /sys/fs/cgroup -type d -name 'orlop*' | grep -v orlop-vm
 		ls -d /run/orlop /run/netns/* 2>/dev/null
 		ls -A /var/lib/orlop | grep -v lost+found
+		mountpoint -q /var/lib/orlop || echo the disk is not mounted any more
 		ip -o link | grep -v ': lo:'
 		nft list tables
 		losetup -n -O NAME,BACK-FILE

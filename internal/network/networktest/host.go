@@ -21,8 +21,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
-// passing is what changes by itself: counters, and an address that the kernel is still trying.
-var passing = regexp.MustCompile(` packets \d+ bytes \d+| tentative`)
+var counters = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 
 const inside = "ORLOP_NETWORKTEST_INSIDE"
 
@@ -85,7 +84,7 @@ func State() string {
 		if err != nil {
 			lines = append(lines, strings.Join(args, " ")+": "+err.Error())
 		}
-		lines = append(lines, passing.ReplaceAllString(string(out), ""))
+		lines = append(lines, counters.ReplaceAllString(string(out), "counter"))
 	}
 	for _, pattern := range []string{"ipv4/ip_forward", "ipv4/conf/*/forwarding", "ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter",
 		"ipv6/conf/*/forwarding", "ipv6/conf/*/force_forwarding", "ipv6/conf/*/accept_ra"} {
@@ -172,12 +171,27 @@ func NewOutside(t testing.TB) *Outside {
 	}
 	t.Cleanup(func() { netlink.LinkDel(veth) })
 	for _, c := range [][]string{
+		// Nobody else is there: trying addresses (RFC 4862) would take a second.
+		{"", "sysctl -q net.ipv6.conf.up0.accept_dad=0"}, {o.NS, "sysctl -q net.ipv6.conf.eth0.accept_dad=0"},
 		{"", "ip link set up0 up"}, {o.NS, "ip link set eth0 up"},
 		{"", "ip addr add 192.0.2.1/24 dev up0"}, {"", "ip addr add 2001:db8::1/64 dev up0 nodad"},
 		{o.NS, "ip addr add 192.0.2.2/24 dev eth0"}, {o.NS, "ip addr add 2001:db8::2/64 dev eth0 nodad"},
 		{"", "ip route add default via 192.0.2.2"}, {"", "ip -6 route add default via 2001:db8::2"},
 	} {
 		In(t, c[0], strings.Fields(c[1])...)
+	}
+	// The kernel takes a carrier and IPv6 addresses into use by and by: what is compared
+	// later must not change by itself.
+	for _, ns := range []string{"", o.NS} {
+		WaitFor(t, "addresses in use", func() bool {
+			out, err := Try(ns, "ip", "-6", "-o", "address", "show", "tentative")
+			if err != nil || out != "" {
+				return false
+			}
+			have, err := Try(ns, "ip", "-6", "-o", "address", "show", "up", "scope", "link")
+			routes, rerr := Try(ns, "ip", "-6", "route", "show", "table", "local", "type", "local")
+			return err == nil && rerr == nil && strings.Contains(have, "fe80::") && strings.Count(routes, "local 2001:db8::") == 1 && strings.Count(routes, "local fe80::") >= 1
+		})
 	}
 	return o
 }
