@@ -171,22 +171,6 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// Who begins to read in the middle of a rotation begins at the oldest file all the same.
-func TestBeginDuringRotation(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "0.log")
-	write(t, rotated(path, 2), record(0, "stdout", "F", "oldest"))
-	write(t, path, record(2, "stdout", "F", "newest"))
-	// .1 has been moved to .2, and the newest is not yet .1.
-	go func() {
-		time.Sleep(5 * time.Millisecond)
-		os.Rename(path, rotated(path, 1))
-		write(t, path, record(3, "stdout", "F", "fresh"))
-	}()
-	if got := read(t, Options{Path: path, Tail: -1}); got != "oldest\nnewest\nfresh\n" {
-		t.Errorf("read %q", got)
-	}
-}
-
 // A follower goes over to the log of the next incarnation, and first shows what the
 // last one still wrote.
 func TestFollowNext(t *testing.T) {
