@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/server/control"
+	"github.com/orlop-io/orlop/internal/server/cri"
 	"github.com/orlop-io/orlop/internal/server/web"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -98,7 +100,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 			return errs.New(errs.Unavailable, "the daemon is taking stock of what runs")
 		}
 	}})
-	socket, err := listenControl(c.Control)
+	socket, err := listenUnix(c.Control.Socket, c.Control.Group)
 	if err != nil {
 		return err
 	}
@@ -115,7 +117,25 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		}
 	}
 
+	var runtime *cri.Server
+	var criSocket net.Listener
+	if c.CRI.Socket != "off" {
+		o, err := h.criOptions(ready)
+		if err != nil {
+			return err
+		}
+		if runtime, err = cri.New(o); err != nil {
+			return err
+		}
+		if criSocket, err = listenUnix(c.CRI.Socket, ""); err != nil {
+			return err
+		}
+	}
+
 	g, ctx := errgroup.WithContext(ctx)
+	if runtime != nil {
+		g.Go(func() error { return runtime.Serve(criSocket) })
+	}
 	for i, s := range servers {
 		s.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 		g.Go(func() error {
@@ -141,11 +161,18 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		// Streams (exec, logs -f) end with their connections.
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
-		for _, s := range servers {
-			if s.Shutdown(grace) != nil {
-				s.Close()
-			}
+		var all sync.WaitGroup
+		if runtime != nil {
+			all.Go(func() { runtime.Stop(3 * time.Second) })
 		}
+		for _, s := range servers {
+			all.Go(func() {
+				if s.Shutdown(grace) != nil {
+					s.Close()
+				}
+			})
+		}
+		all.Wait()
 		return nil
 	})
 	err = g.Wait()
@@ -158,13 +185,12 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 
 func pidFile(c config.Config) string { return filepath.Join(c.Run, "daemon.pid") }
 
-// listenControl makes the control socket, readable by root and by the configured
-// group alone from its first moment: it is made under another name with the right
-// mode and moved into place.
-func listenControl(c config.Control) (net.Listener, error) {
+// listenUnix makes a socket, readable by root and by the group, if one is given, from its
+// first moment: it is made under another name with the right mode and moved into place.
+func listenUnix(path, group string) (net.Listener, error) {
 	gid, mode := 0, os.FileMode(0o600)
-	if c.Group != "" {
-		g, err := user.LookupGroup(c.Group)
+	if group != "" {
+		g, err := user.LookupGroup(group)
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "control.group: %w", err)
 		}
@@ -173,22 +199,22 @@ func listenControl(c config.Control) (net.Listener, error) {
 		}
 		mode = 0o660
 	}
-	tmp := c.Socket + ".new"
+	tmp := path + ".new"
 	os.Remove(tmp)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", c.Socket, err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err = os.Chown(tmp, 0, gid); err == nil {
 		err = os.Chmod(tmp, mode)
 	}
 	if err == nil {
-		err = os.Rename(tmp, c.Socket)
+		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", c.Socket, err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
 }

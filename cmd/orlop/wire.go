@@ -19,6 +19,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/pod"
 	"github.com/orlop-io/orlop/internal/server/control"
+	"github.com/orlop-io/orlop/internal/server/cri"
 	"github.com/orlop-io/orlop/internal/volume"
 )
 
@@ -63,6 +64,20 @@ func (h *host) controlOptions(ready <-chan struct{}, fallback http.Handler) cont
 			return h.pods.UpgradeKeeper(ctx, path)
 		},
 	}
+}
+
+// criOptions gives the CRI what it serves.
+func (h *host) criOptions(ready <-chan struct{}) (cri.Options, error) {
+	c := h.config
+	groups, err := cgroup.Open(cgroup.Options{Driver: h.podOptions().CgroupDriver})
+	if err != nil {
+		return cri.Options{}, err
+	}
+	return cri.Options{
+		Pods: h.pods.Driven(), Images: h.images, UsedImages: h.pods.UsedImages, Version: version,
+		ImageDir: filepath.Join(c.Root, "image"), ContainerDir: filepath.Join(c.Root, "containers"),
+		SystemdCgroups: groups.Layout().Driver == cgroup.Systemd, Streaming: c.CRI.Streaming, Ready: ready, Log: h.log.With("server", "cri"),
+	}, nil
 }
 
 // keeperOptions finds the executables beside this one unless they are configured.

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -62,22 +63,26 @@ func (p *Pods) running(k Key, container string) (*worker, *Container, ContainerS
 // Exec runs a command in a container. The process belongs to the session: when the
 // session is closed its terminal hangs up, or its pipes break.
 func (p *Pods) Exec(ctx context.Context, k Key, o ExecOptions) (*Session, error) {
-	if len(o.Command) == 0 {
-		return nil, errs.New(errs.Invalid, "no command is given; write it behind --")
-	}
 	w, c, st, err := p.running(k, o.Container)
 	if err != nil {
 		return nil, err
 	}
-	process, err := w.processLike(c.Name, o.Command, o.TTY)
+	return w.exec(ctx, c.Name, st.ID, o)
+}
+
+func (w *worker) exec(ctx context.Context, name string, id ContainerID, o ExecOptions) (_ *Session, err error) {
+	if len(o.Command) == 0 {
+		return nil, errs.New(errs.Invalid, "no command is given; write it behind --")
+	}
+	process, err := w.processLike(id, o.Command, o.TTY)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", name, err)
+	}
+	client, err := w.p.runtime.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	client, err := p.runtime.get(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s := &Session{Container: c.Name, TTY: o.TTY}
+	s := &Session{Container: name, TTY: o.TTY}
 	spec := keeper.ExecSpec{Process: process}
 	var theirs []*os.File
 	defer func() {
@@ -105,7 +110,7 @@ func (p *Pods) Exec(ctx context.Context, k Key, o ExecOptions) (*Session, error)
 			return nil, err
 		}
 	}
-	e, err := client.Exec(ctx, string(st.ID), spec)
+	e, err := client.Exec(ctx, string(id), spec)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +152,15 @@ func (nopCloser) Close() error { return nil }
 
 // Attach connects to the streams of a container's own process, from now on.
 func (p *Pods) Attach(ctx context.Context, k Key, o AttachOptions) (*Session, error) {
-	_, c, st, err := p.running(k, o.Container)
+	w, c, st, err := p.running(k, o.Container)
 	if err != nil {
 		return nil, err
 	}
-	client, err := p.runtime.get(ctx)
+	return w.attach(ctx, c, st.ID, o)
+}
+
+func (w *worker) attach(ctx context.Context, c *Container, id ContainerID, o AttachOptions) (*Session, error) {
+	client, err := w.p.runtime.get(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -172,20 +181,19 @@ func (p *Pods) Attach(ctx context.Context, k Key, o AttachOptions) (*Session, er
 		defer wr.Close()
 		s.Stderr, s.files, spec.Stderr = r, append(s.files, r), wr
 	}
-	if err := client.Attach(ctx, string(st.ID), spec); err != nil {
+	if err := client.Attach(ctx, string(id), spec); err != nil {
 		return fail(err)
 	}
 	if o.Stdin {
-		f, err := client.StdinWriter(ctx, string(st.ID))
+		f, err := client.StdinWriter(ctx, string(id))
 		if err != nil {
 			return fail(err)
 		}
 		s.Stdin, s.files = f, append(s.files, f)
 	}
-	id := string(st.ID)
-	s.wait = func(ctx context.Context) (keeper.Exit, error) { return p.runtime.wait(ctx, id) }
+	s.wait = func(ctx context.Context) (keeper.Exit, error) { return w.p.runtime.wait(ctx, string(id)) }
 	if c.TTY {
-		s.resize = func(cols, rows uint16) error { return client.Resize(context.Background(), id, cols, rows) }
+		s.resize = func(cols, rows uint16) error { return client.Resize(context.Background(), string(id), cols, rows) }
 	}
 	return s, nil
 }
@@ -245,6 +253,10 @@ func (p *Pods) Dial(ctx context.Context, k Key, port uint16) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return w.dialPort(ctx, port)
+}
+
+func (w *worker) dialPort(ctx context.Context, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var last error
@@ -257,7 +269,7 @@ func (p *Pods) Dial(ctx context.Context, k Key, port uint16) (net.Conn, error) {
 			last = err
 		}
 	}
-	return nil, errs.New(errs.Unavailable, "nothing in pod %s answers at port %d: %w", k, port, last)
+	return nil, errs.New(errs.Unavailable, "nothing in pod %s answers at port %d: %w", w.m.Spec.Key, port, last)
 }
 
 // Stats returns what the running containers use; an empty namespace or name is all.

@@ -133,6 +133,9 @@ func (p *Pods) Delete(ctx context.Context, k Key, o DeleteOptions) error {
 	if err != nil {
 		return err
 	}
+	if w.driven {
+		return errs.New(errs.FailedPrecondition, "pod %s belongs to a client of the CRI; delete it there (kubectl delete pod, or crictl rmp)", k)
+	}
 	w.mu.Lock()
 	first := w.m.DeletedAt.IsZero()
 	// Who asks again may shorten the grace, never prolong it.
@@ -175,6 +178,7 @@ func (p *Pods) snapshot() []Pod {
 		all = append(all, w)
 	}
 	p.mu.Unlock()
+	all = append(all, p.driven.workers()...)
 	list := make([]Pod, 0, len(all))
 	for _, w := range all {
 		list = append(list, w.status())

@@ -75,15 +75,8 @@ func capabilities(sec *ContainerSecurity) ([]string, error) {
 	for _, c := range defaultCapabilities {
 		set[c] = true
 	}
-	norm := func(c string) string {
-		c = strings.ToUpper(c)
-		if c != "ALL" && !strings.HasPrefix(c, "CAP_") {
-			c = "CAP_" + c
-		}
-		return c
-	}
 	all := func(list []string) bool {
-		return slices.ContainsFunc(list, func(c string) bool { return norm(c) == "ALL" })
+		return slices.ContainsFunc(list, func(c string) bool { return capabilityName(c) == "ALL" })
 	}
 	if all(sec.AddCapabilities) {
 		for _, c := range possible() {
@@ -95,7 +88,7 @@ func capabilities(sec *ContainerSecurity) ([]string, error) {
 	}
 	for i, list := range [][]string{sec.AddCapabilities, sec.DropCapabilities} {
 		for _, c := range list {
-			c = norm(c)
+			c = capabilityName(c)
 			if c == "ALL" {
 				continue
 			}
@@ -113,6 +106,15 @@ func capabilities(sec *ContainerSecurity) ([]string, error) {
 	}
 	slices.Sort(have)
 	return have, nil
+}
+
+// capabilityName is the kernel's name of a capability that a manifest names.
+func capabilityName(c string) string {
+	c = strings.ToUpper(c)
+	if c != "ALL" && !strings.HasPrefix(c, "CAP_") {
+		c = "CAP_" + c
+	}
+	return c
 }
 
 var maskedPaths = []string{
@@ -183,11 +185,20 @@ func confine(in specInput, s *specs.Spec, caps []string) error {
 		if err != nil {
 			return errs.New(errs.NotFound, "seccomp profile %s below %s: %w", profile.Path, in.SeccompDir, err)
 		}
-		s.Linux.Seccomp, err = seccomp.LoadProfile(string(raw), s)
+		return loadProfile(s, profile.Path, raw)
+	case profile.Type == "File":
+		raw, err := os.ReadFile(profile.Path)
 		if err != nil {
-			return errs.New(errs.Invalid, "seccomp profile %s: %w", profile.Path, err)
+			return errs.New(errs.NotFound, "seccomp profile %s: %w", profile.Path, err)
 		}
-		return nil
+		return loadProfile(s, profile.Path, raw)
 	}
 	return errs.New(errs.Invalid, "seccomp profile type %q is none of RuntimeDefault, Localhost, Unconfined", profile.Type)
+}
+
+func loadProfile(s *specs.Spec, path string, raw []byte) (err error) {
+	if s.Linux.Seccomp, err = seccomp.LoadProfile(string(raw), s); err != nil {
+		return errs.New(errs.Invalid, "seccomp profile %s: %w", path, err)
+	}
+	return nil
 }

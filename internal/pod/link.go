@@ -22,6 +22,8 @@ type link struct {
 
 	wake    func(container string)
 	wakeAll func()
+	event   func(keeper.Event) // must not block
+	found   func()             // a keeper is connected, another one perhaps; must not block
 
 	mu     sync.Mutex
 	client *keeper.Client
@@ -54,7 +56,7 @@ func (r *link) get(ctx context.Context) (*keeper.Client, error) {
 			return nil, err
 		}
 	}
-	if err := c.OnEvent(ctx, func(e keeper.Event) { r.wake(e.ID) }); err != nil {
+	if err := c.OnEvent(ctx, func(e keeper.Event) { r.wake(e.ID); r.event(e) }); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -79,6 +81,7 @@ func (r *link) keepConnected(ctx context.Context) {
 			continue
 		}
 		r.wakeAll()
+		r.found()
 		select {
 		case <-c.Done():
 			r.log.Warn("the keeper is gone; another is started")
@@ -161,6 +164,29 @@ func (r *link) destroy(ctx context.Context, id string) error {
 		}
 	}
 	return r.remove(ctx, id)
+}
+
+// end ends a container and returns how: by the signal, if it is not 0, and by SIGKILL to
+// everything in it when graceful is over.
+func (r *link) end(graceful context.Context, id string, signal unix.Signal) (x keeper.Exit, err error) {
+	hard := context.WithoutCancel(graceful)
+	err = context.DeadlineExceeded
+	if signal != 0 {
+		if err = r.signal(hard, id, signal, false); err == nil {
+			x, err = r.wait(graceful, id)
+		}
+	}
+	if err != nil && !isGone(err) {
+		if err = r.signal(hard, id, unix.SIGKILL, true); err == nil {
+			last, cancel := context.WithTimeout(hard, 30*time.Second)
+			x, err = r.wait(last, id)
+			cancel()
+		}
+	}
+	if isGone(err) {
+		return lost, nil
+	}
+	return x, err
 }
 
 // shutdown ends the keeper, which must have no container left.

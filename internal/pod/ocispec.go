@@ -157,6 +157,8 @@ func runAs(in specInput) (identity, error) {
 			return id, errs.New(errs.Invalid, "container %s: runAsUser %d is out of range; users are 0 to %d", in.Container.Name, *user, math.MaxInt32)
 		}
 		id, err = lookupUser(in.Layers, itoa(*user))
+	} else if sec.RunAsUserName != "" {
+		id, err = lookupUser(in.Layers, sec.RunAsUserName)
 	} else {
 		id, err = lookupUser(in.Layers, in.Image.User)
 	}

@@ -56,6 +56,7 @@ type Pods struct {
 	configs   store.Bucket[Config]   // durable, by kind/namespace/name
 	states    store.Bucket[state]    // volatile, by Key
 	events    *events
+	driven    *Driven
 	runtime   *link
 	tidy      *time.Timer // gives back the memory that starts and ends took, once it is quiet
 	cgroups   *cgroup.Host
@@ -106,7 +107,10 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	if p.cgroups, err = cgroup.Open(cgroup.Options{Driver: o.CgroupDriver}); err != nil {
 		return nil, err
 	}
-	p.runtime = &link{o: o.Keeper, log: o.Log, wake: p.wakeContainer, wakeAll: p.wakeAll}
+	if p.driven, err = openDriven(p); err != nil {
+		return nil, err
+	}
+	p.runtime = &link{o: o.Keeper, log: o.Log, wake: p.wakeContainer, wakeAll: p.wakeAll, event: p.driven.onKeeper, found: p.driven.onFound}
 	return p, nil
 }
 
@@ -152,6 +156,9 @@ func (p *Pods) Reconcile(ctx context.Context) error {
 		p.mu.Unlock()
 	}
 	if err := p.runtime.connect(ctx); err != nil {
+		return err
+	}
+	if err := p.driven.reconcile(ctx); err != nil {
 		return err
 	}
 	if err := p.sweep(ctx, live); err != nil {
@@ -207,6 +214,7 @@ func (p *Pods) sweep(ctx context.Context, live map[string]bool) error {
 		owned[w.pauseID()] = true
 	}
 	p.mu.Unlock()
+	p.driven.owned(live, owned)
 	list, err := p.runtime.list(ctx)
 	if err != nil {
 		return err
@@ -315,6 +323,9 @@ func (p *Pods) StopAll(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	for _, s := range p.driven.Sandboxes() { // their client makes them anew
+		bad = append(bad, p.driven.RemoveSandbox(ctx, s.ID))
+	}
 	if err := errors.Join(bad...); err != nil {
 		return err
 	}
@@ -325,6 +336,9 @@ func (p *Pods) worker(k Key) (*worker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.workers[k]
+	if w == nil {
+		w = p.driven.worker(k)
+	}
 	if w == nil {
 		return nil, errs.New(errs.NotFound, "pod %s does not exist; orlop ps -A shows those that do", k)
 	}

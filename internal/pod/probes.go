@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -288,7 +287,7 @@ func (w *worker) execOutput(ctx context.Context, container string, argv []string
 	if st.State != RunningNow {
 		return 0, nil, errs.New(errs.FailedPrecondition, "container %s does not run", container)
 	}
-	process, err := w.processLike(container, argv, false)
+	process, err := w.processLike(st.ID, argv, false)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -346,14 +345,14 @@ func (w *worker) keepProcess(id ContainerID, p *specs.Process) error {
 
 // processLike is a process with the identity, environment and confinement of the
 // container's own.
-func (w *worker) processLike(container string, argv []string, tty bool) (*specs.Process, error) {
-	raw, err := os.ReadFile(w.processFile(w.container(container).ID))
+func (w *worker) processLike(id ContainerID, argv []string, tty bool) (*specs.Process, error) {
+	raw, err := os.ReadFile(w.processFile(id))
 	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", container, err)
+		return nil, err
 	}
 	var p specs.Process
 	if err := json.Unmarshal(raw, &p); err != nil {
-		return nil, errs.New(errs.Corrupt, "container %s: read its process: %w", container, err)
+		return nil, errs.New(errs.Corrupt, "container %s: read its process: %w", id, err)
 	}
 	p.Args, p.Terminal = argv, tty
 	if tty {

@@ -114,9 +114,9 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 }
 
 // sharesMemory: several containers share one /dev/shm; a single one has its own,
-// which costs no mount on the host.
+// which costs no mount on the host. How many a client will make in its pod is not known.
 func (w *worker) sharesMemory(spec *Spec) bool {
-	return !spec.HostIPC && len(spec.Init)+len(spec.Containers) > 1
+	return !spec.HostIPC && len(spec.Init)+len(spec.Containers) != 1
 }
 
 // pausePID starts, or finds, process 1 of the pod's shared PID namespace.
@@ -140,15 +140,19 @@ func (w *worker) pausePID(ctx context.Context) (int, error) {
 }
 
 func portMappings(spec *Spec) (list []PortMapping) {
-	for _, l := range [][]Container{spec.Init, spec.Containers} {
-		for _, c := range l {
-			for _, p := range c.Ports {
-				if p.HostPort != 0 {
-					list = append(list, PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, Port: p.Port, Protocol: p.Protocol})
-				}
+	add := func(ports []Port) {
+		for _, p := range ports {
+			if p.HostPort != 0 {
+				list = append(list, PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, Port: p.Port, Protocol: p.Protocol})
 			}
 		}
 	}
+	for _, l := range [][]Container{spec.Init, spec.Containers} {
+		for _, c := range l {
+			add(c.Ports)
+		}
+	}
+	add(spec.hostPorts)
 	return list
 }
 
@@ -210,6 +214,29 @@ func (w *worker) teardown(ctx context.Context) error {
 			}
 		}
 	}
+	if err := w.releaseSandbox(ctx); err != nil {
+		return err
+	}
+	for _, d := range []string{w.runDir(), w.diskDir()} {
+		if err := removeTree(ctx, d); err != nil {
+			return err
+		}
+	}
+	faultStopFiles.Hit()
+	if w.cgroup == "" { // a client's is the client's to remove
+		if g, err := w.p.cgroups.Load(w.group()); err == nil {
+			if err := g.Remove(ctx); err != nil {
+				return err
+			}
+		} else if !errors.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	return w.update(func(st *state) { st.Sandbox, st.IPs = false, nil })
+}
+
+// releaseSandbox lets go of what others could use: addresses, ports, volumes, namespaces.
+func (w *worker) releaseSandbox(ctx context.Context) error {
 	if err := w.p.runtime.destroy(ctx, w.pauseID()); err != nil {
 		return err
 	}
@@ -222,21 +249,5 @@ func (w *worker) teardown(ctx context.Context) error {
 		return err
 	}
 	faultStopVolumes.Hit()
-	if err := namespace.Unpin(filepath.Join(w.runDir(), "ns")); err != nil {
-		return err
-	}
-	for _, d := range []string{w.runDir(), w.diskDir()} {
-		if err := removeTree(ctx, d); err != nil {
-			return err
-		}
-	}
-	faultStopFiles.Hit()
-	if g, err := w.p.cgroups.Load(w.group()); err == nil {
-		if err := g.Remove(ctx); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, errs.NotFound) {
-		return err
-	}
-	return w.update(func(st *state) { st.Sandbox, st.IPs = false, nil })
+	return namespace.Unpin(filepath.Join(w.runDir(), "ns"))
 }

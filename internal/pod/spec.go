@@ -55,6 +55,8 @@ type Spec struct {
 	Security PodSecurity `json:",omitzero"`
 	// Resources is the limit of the pod as a whole; zero fields are unlimited.
 	Resources Resources `json:",omitzero"`
+
+	hostPorts []Port // besides those of the containers
 }
 
 // Alias is a line of the pod's hosts file.
@@ -288,8 +290,8 @@ type Sysctl struct{ Name, Value string }
 
 // SecurityProfile names a seccomp or AppArmor profile.
 type SecurityProfile struct {
-	Type string // RuntimeDefault, Localhost, Unconfined
-	Path string `json:",omitempty"` // Localhost: below the configured profile directory
+	Type string // RuntimeDefault, Localhost, Unconfined; from a client that drives its pods: File
+	Path string `json:",omitempty"` // Localhost: below the configured profile directory; File: absolute
 }
 
 // SELinux is a context; empty parts are the default.
@@ -300,6 +302,7 @@ type ContainerSecurity struct {
 	RunAsUser                *int64           `json:",omitempty"`
 	RunAsGroup               *int64           `json:",omitempty"`
 	RunAsNonRoot             *bool            `json:",omitempty"`
+	RunAsUserName            string           `json:",omitempty"` // of the image's /etc/passwd; instead of RunAsUser
 	Privileged               bool             `json:",omitempty"`
 	ReadOnlyRoot             bool             `json:",omitempty"`
 	AllowPrivilegeEscalation *bool            `json:",omitempty"` // nil: allowed

@@ -57,12 +57,17 @@ type worker struct {
 	restarts map[string]time.Duration // containers to restart, by name, with the grace of their end
 	hooked   map[ContainerID]bool     // whose preStop hook has begun
 	stale    bool                     // configuration that its volumes show may have changed
+
+	save   func(state) error // records it; called with mu held
+	cgroup string            // "": below our own parent
+	driven bool              // by a client
 }
 
 func newWorker(p *Pods, m manifest, st state) *worker {
 	return &worker{p: p, key: m.Spec.Key, id: m.ID, m: m, st: st, wake: make(chan struct{}, 1), gone: make(chan struct{}),
 		probes: make(map[ContainerID]*probing), tries: make(map[string]retry),
-		restarts: make(map[string]time.Duration), hooked: make(map[ContainerID]bool)}
+		restarts: make(map[string]time.Duration), hooked: make(map[ContainerID]bool),
+		save: func(st state) error { return p.states.Put(m.Spec.Key.String(), st) }}
 }
 
 // poke makes the worker look again.
@@ -340,7 +345,7 @@ func (w *worker) update(fn func(*state)) error {
 	if before == canonicalState(w.st) {
 		return nil
 	}
-	return w.p.states.Put(w.key.String(), w.st)
+	return w.save(w.st)
 }
 
 func (w *worker) updateContainer(name string, fn func(*ContainerStatus)) error {
@@ -390,8 +395,15 @@ func (w *worker) diskDir() string { return filepath.Join(w.p.o.Root, "pods", str
 func (w *worker) logDir() string {
 	return filepath.Join(w.p.o.Root, "logs", fmt.Sprintf("%s_%s_%s", w.key.Namespace, w.key.Name, w.id))
 }
-func (w *worker) group() string   { return filepath.Join(w.p.o.CgroupParent, "pod"+string(w.id)) }
 func (w *worker) pauseID() string { return "pause-" + string(w.id) }
+
+// group is the pod's control group: the client's, where it has made one.
+func (w *worker) group() string {
+	if w.cgroup != "" {
+		return w.cgroup
+	}
+	return filepath.Join(w.p.o.CgroupParent, "pod"+string(w.id))
+}
 
 // lost is the end of a container that nobody saw.
 var lost = keeper.Exit{Code: 255}

@@ -39,6 +39,7 @@ type Config struct {
 
 	Log     Log     `yaml:"log"`
 	Control Control `yaml:"control"`
+	CRI     CRI     `yaml:"cri"`
 	Metrics Metrics `yaml:"metrics"`
 	Keeper  Keeper  `yaml:"keeper"`
 	Cgroup  Cgroup  `yaml:"cgroup"`
@@ -60,6 +61,14 @@ type Control struct {
 	// Group may use the socket besides root; whoever may use it is root on this
 	// host. "": nobody.
 	Group string `yaml:"group"`
+}
+
+// CRI serves the Kubernetes Container Runtime Interface.
+type CRI struct {
+	Socket string `yaml:"socket"` // "": <run>/cri.sock; "off" turns it off
+	// Streaming is where sessions of exec, attach and port-forward are served; whoever
+	// has a session's address may use it. Port 0 is a free one.
+	Streaming string `yaml:"streaming"`
 }
 
 // Metrics serves /metrics, /healthz and /readyz over HTTP.
@@ -132,6 +141,7 @@ func Default() Config {
 		Root:     "/var/lib/orlop",
 		Run:      "/run/orlop",
 		Log:      Log{Level: "info", Format: "text"},
+		CRI:      CRI{Streaming: "127.0.0.1:0"},
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
 		Cgroup:   Cgroup{Driver: "auto"},
 		Image: Image{
@@ -202,6 +212,9 @@ func (c *Config) fill() {
 	if c.Control.Socket == "" {
 		c.Control.Socket = filepath.Join(c.Run, "orlop.sock")
 	}
+	if c.CRI.Socket == "" {
+		c.CRI.Socket = filepath.Join(c.Run, "cri.sock")
+	}
 	if c.Cgroup.Parent == "" {
 		c.Cgroup.Parent = "/" + c.Instance
 	}
@@ -234,17 +247,27 @@ func (c *Config) Validate() error {
 	check(filepath.IsAbs(c.Run), "run: %q must be an absolute path", c.Run)
 	// sockaddr_un.sun_path holds 108 bytes, and the keeper's socket lies below run.
 	check(len(c.Run) <= 70, "run: %q is too long for the sockets below it (70 bytes at most)", c.Run)
-	check(len(c.Control.Socket) < 108, "control.socket: %q is longer than a socket path may be (107 bytes)", c.Control.Socket)
-	check(filepath.IsAbs(c.Control.Socket), "control.socket: %q must be an absolute path", c.Control.Socket)
+	socket := func(name, path string) {
+		check(len(path) < 104, "%s: %q is longer than a socket path may be (103 bytes)", name, path)
+		check(filepath.IsAbs(path), "%s: %q must be an absolute path", name, path)
+	}
+	address := func(name, s string) {
+		_, port, err := net.SplitHostPort(s)
+		n, perr := strconv.ParseUint(port, 10, 16)
+		check(err == nil && perr == nil && n <= 65535, "%s: %q must be host:port", name, s)
+	}
+	socket("control.socket", c.Control.Socket)
+	if c.CRI.Socket != "off" {
+		socket("cri.socket", c.CRI.Socket)
+	}
+	address("cri.streaming", c.CRI.Streaming)
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
 	check(strings.HasPrefix(c.Cgroup.Parent, "/") && filepath.Clean(c.Cgroup.Parent) == c.Cgroup.Parent && c.Cgroup.Parent != "/",
 		"cgroup.parent: %q must be a clean absolute path below the cgroup root", c.Cgroup.Parent)
 	if c.Metrics.Listen != "off" {
-		_, port, err := net.SplitHostPort(c.Metrics.Listen)
-		n, perr := strconv.ParseUint(port, 10, 16)
-		check(err == nil && perr == nil && n <= 65535, "metrics.listen: %q must be host:port, or off", c.Metrics.Listen)
+		address("metrics.listen", c.Metrics.Listen)
 	}
 	check(c.Image.MaxLayerBytes > 0, "image.maxLayerBytes: must be above 0")
 	check(c.Image.MaxImageBytes > 0, "image.maxImageBytes: must be above 0")

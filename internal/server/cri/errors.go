@@ -1,0 +1,36 @@
+package cri
+
+import (
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+)
+
+// grpcCodes is the one mapping of kinds to the protocol's codes.
+var grpcCodes = map[*errs.Kind]codes.Code{
+	errs.NotFound:           codes.NotFound,
+	errs.AlreadyExists:      codes.AlreadyExists,
+	errs.InUse:              codes.FailedPrecondition,
+	errs.Invalid:            codes.InvalidArgument,
+	errs.FailedPrecondition: codes.FailedPrecondition,
+	errs.Unsupported:        codes.Unimplemented,
+	errs.Unavailable:        codes.Unavailable,
+	errs.Unauthenticated:    codes.Unauthenticated,
+	errs.PermissionDenied:   codes.PermissionDenied,
+	errs.ResourceExhausted:  codes.ResourceExhausted,
+	errs.Corrupt:            codes.DataLoss,
+	errs.Timeout:            codes.DeadlineExceeded,
+	errs.Canceled:           codes.Canceled,
+	errs.Internal:           codes.Internal,
+}
+
+func encodeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(grpcCodes[errs.KindOf(err)], err.Error())
+}
