@@ -64,6 +64,11 @@ func main() {
 		}
 	case "terminal":
 		terminal()
+	case "look": // WHAT…
+		for _, what := range arg {
+			look(what)
+		}
+		fmt.Println("end of look")
 	default:
 		pod(os.Args[1], arg)
 	}
