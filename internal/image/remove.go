@@ -51,7 +51,13 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, inUse func(id diges
 	if err != nil {
 		return Removed{}, errs.New(errs.KindOf(err), "remove image %q: %w", nameOrID, err)
 	}
-	if len(ch.images)+len(ch.names) == 0 { // held since
+	if len(ch.images)+len(ch.names) == 0 { // held since, or removed by another
+		s.mu.Lock()
+		_, _, err := s.find(nameOrID)
+		s.mu.Unlock()
+		if err != nil {
+			return Removed{}, err
+		}
 		return Removed{}, errs.New(errs.InUse, "image %q is just being used by a container that starts", nameOrID)
 	}
 	return Removed{Untagged: ch.names, Images: ch.images, FreedBytes: freed}, nil

@@ -355,14 +355,26 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 		return "", errs.New(errs.Invalid, "mount on %s: sub-path %q leaves the image", b.ContainerPath, b.SubPath)
 	}
 	dir := filepath.Join(pod.w.runDir(), "containers", string(id), "image", strconv.Itoa(i))
-	if dry {
-		return dir, nil
-	}
 	layers, release, err := d.p.o.Images.Layers(ctx, img.ID)
 	if err != nil {
 		return "", err
 	}
 	defer release()
+	if dry {
+		if b.SubPath == "" {
+			return dir, nil
+		}
+		f, err := openLayers(layers)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		fd, err := unix.Openat2(int(f.Fd()), b.SubPath, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+		if err != nil {
+			return "", errs.New(errs.Invalid, "mount on %s: image %s has no %s: %w", b.ContainerPath, b.Image, b.SubPath, err)
+		}
+		return dir, unix.Close(fd)
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -377,14 +389,6 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 		return dir, nil
 	}
 	target := filepath.Join(pod.w.runDir(), "containers", string(id), "image-subpath", strconv.Itoa(i))
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return "", err
-	}
-	defer root.Close()
-	if _, err := root.Stat(b.SubPath); err != nil {
-		return "", errs.New(errs.Invalid, "mount on %s: image %s has no %s", b.ContainerPath, b.Image, b.SubPath)
-	}
 	if err := mountBeneath(dir, b.SubPath, target); err != nil {
 		return "", err
 	}
@@ -393,26 +397,32 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 
 // mountLayers shows a stack of layers at dir, read-only.
 func mountLayers(layers []string, dir string) error {
-	var fd int
-	if len(layers) == 1 { // overlayfs takes no single layer
-		tree, err := unix.OpenTree(unix.AT_FDCWD, layers[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(tree)
-		fd = tree
-	} else {
-		f, err := overlay.Mount(overlay.Layers{Lower: layers})
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		fd = int(f.Fd())
-	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}); err != nil {
+	f, err := openLayers(layers)
+	if err != nil {
 		return err
 	}
-	return unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	defer f.Close()
+	return unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// openLayers mounts a stack of layers read-only, attached nowhere.
+func openLayers(layers []string) (_ *os.File, err error) {
+	var f *os.File
+	if len(layers) == 1 { // overlayfs takes no single layer
+		fd, err := unix.OpenTree(unix.AT_FDCWD, layers[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return nil, err
+		}
+		f = os.NewFile(uintptr(fd), layers[0])
+	} else if f, err = overlay.Mount(overlay.Layers{Lower: layers}); err != nil {
+		return nil, err
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // StartContainer starts a container that was made. Started already, it is

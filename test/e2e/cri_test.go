@@ -343,8 +343,8 @@ func TestCRIInside(t *testing.T) {
 			cc.Mounts = []*v1.Mount{
 				{HostPath: shared, ContainerPath: "/rw"}, {HostPath: shared, ContainerPath: "/ro", Readonly: true},
 				{HostPath: shared, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
-				{ContainerPath: "/image", Image: &v1.ImageSpec{Image: "localhost/tool:1"}},
-				{ContainerPath: "/sub", Image: &v1.ImageSpec{Image: "localhost/tool:1"}, ImageSubPath: "bin"},
+				{ContainerPath: "/image", Readonly: true, Image: &v1.ImageSpec{Image: "localhost/tool:1"}},
+				{ContainerPath: "/sub", Readonly: true, Image: &v1.ImageSpec{Image: "localhost/tool:1"}, ImageSubPath: "bin"},
 			}
 		}, []string{"/ro/file", "write:/rw/made", "write:/ro/made", "write:/rro/made", "stat:/image/bin/tool", "stat:/sub/tool", "write:/image/made"},
 			[]string{"from the host", "wrote /rw/made", "/ro/made: read-only", "/rro/made: read-only", "found /image/bin/tool", "found /sub/tool", "/image/made: read-only"}, nil},
@@ -461,8 +461,14 @@ func TestCRIBadRequests(t *testing.T) {
 		"permissions": {func(cc *v1.ContainerConfig) { cc.Devices = []*v1.Device{{HostPath: "/dev/null", Permissions: "x"}} }, codes.InvalidArgument, "permissions"},
 		"environment": {func(cc *v1.ContainerConfig) { cc.Envs = []*v1.KeyValue{{Key: "A=B", Value: []byte("c")}} }, codes.InvalidArgument, "environment"},
 		"image path": {func(cc *v1.ContainerConfig) {
-			cc.Mounts = []*v1.Mount{{ContainerPath: "/x", Image: &v1.ImageSpec{Image: "localhost/tool:1"}, ImageSubPath: "../.."}}
+			cc.Mounts = []*v1.Mount{{ContainerPath: "/x", Readonly: true, Image: &v1.ImageSpec{Image: "localhost/tool:1"}, ImageSubPath: "../.."}}
 		}, codes.InvalidArgument, "sub-path"},
+		"image has no path": {func(cc *v1.ContainerConfig) {
+			cc.Mounts = []*v1.Mount{{ContainerPath: "/x", Readonly: true, Image: &v1.ImageSpec{Image: "localhost/tool:1"}, ImageSubPath: "nothing"}}
+		}, codes.InvalidArgument, "has no nothing"},
+		"image writable": {func(cc *v1.ContainerConfig) {
+			cc.Mounts = []*v1.Mount{{ContainerPath: "/x", Image: &v1.ImageSpec{Image: "localhost/tool:1"}}}
+		}, codes.InvalidArgument, "read-only alone"},
 		"rro": {func(cc *v1.ContainerConfig) {
 			cc.Mounts = []*v1.Mount{{ContainerPath: "/x", HostPath: "/tmp", RecursiveReadOnly: true}}
 		}, codes.InvalidArgument, "recursive read-only"},

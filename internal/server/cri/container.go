@@ -53,14 +53,15 @@ func containerConfig(c *v1.ContainerConfig) (pod.ContainerConfig, error) {
 		b := pod.Bind{HostPath: m.HostPath, ContainerPath: m.ContainerPath, ReadOnly: m.Readonly, Recursive: m.RecursiveReadOnly}
 		if m.Image != nil && m.Image.Image != "" {
 			b.Image, b.SubPath = m.Image.Image, m.ImageSubPath
+			if !m.Readonly {
+				return out, errs.New(errs.Invalid, "container %s: mount of image %s on %s: images can be mounted read-only alone", out.Name, b.Image, m.ContainerPath)
+			}
 		}
 		if len(m.UidMappings)+len(m.GidMappings) > 0 {
 			return out, errs.New(errs.Unsupported, "container %s: mount on %s: id-mapped mounts are not supported yet", out.Name, m.ContainerPath)
 		}
-		if m.SelinuxRelabel {
-			// Without SELinux there is nothing to label; kubelet asks for it regardless.
-			b.Propagation = ""
-		}
+		// SelinuxRelabel: without SELinux there is nothing to label, and kubelet asks for it
+		// regardless.
 		switch m.Propagation {
 		case v1.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 			b.Propagation = "HostToContainer"
@@ -266,6 +267,9 @@ func (s *Server) containerStatus(ctx context.Context, c *pod.DrivenContainer) *v
 		m := &v1.Mount{ContainerPath: b.ContainerPath, HostPath: b.HostPath, Readonly: b.ReadOnly, RecursiveReadOnly: b.Recursive, ImageSubPath: b.SubPath}
 		if b.Image != "" {
 			m.Image = &v1.ImageSpec{Image: b.Image}
+			if img, err := s.o.Images.Resolve(ctx, b.Image); err == nil {
+				m.Image.ImageRef = s.imageRef(ctx, img.ID.String())
+			}
 		}
 		switch b.Propagation {
 		case "HostToContainer":
