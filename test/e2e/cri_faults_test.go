@@ -1,0 +1,256 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// again repeats a request as kubelet does, over the daemon's death. What was done by the
+// request before counts as done.
+func (c *client) again(t *testing.T, what string, fn func(context.Context) error) {
+	t.Helper()
+	for try := 0; ; try++ {
+		c.n.revive()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		err := fn(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+		if code := status.Code(err); try == 5 || code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled {
+			t.Fatalf("%s: %v\n%s", what, err, c.n.tail())
+		}
+		c.n.waitExit(2 * time.Second)
+	}
+}
+
+// The daemon dies at every fault point of driven pods, one by one, while a client leads a
+// pod through its life. Requests repeated after that go on where the ones before ended.
+func TestCRIKilledAtEveryPoint(t *testing.T) {
+	var points []string
+	for p := range strings.FieldsSeq(run(t, bin+"/orlop", "daemon", "--faults")) {
+		if strings.HasPrefix(p, "pod.driven.") {
+			points = append(points, p)
+		}
+	}
+	if len(points) < 8 {
+		t.Fatalf("only %d fault points: %v", len(points), points)
+	}
+	n := newNode(t)
+	c := n.cri()
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			n.kill()
+			once := filepath.Join(t.TempDir(), "once")
+			n.tryStart("ORLOP_FAULT="+point, "ORLOP_FAULT_ONCE="+once)
+			conf := c.sandbox()
+			var pod, id string
+			c.again(t, "run sandbox", func(ctx context.Context) error {
+				r, err := c.RunPodSandbox(ctx, &v1.RunPodSandboxRequest{Config: conf})
+				pod = r.GetPodSandboxId()
+				return err
+			})
+			c.again(t, "create", func(ctx context.Context) error {
+				r, err := c.CreateContainer(ctx, &v1.CreateContainerRequest{PodSandboxId: pod, Config: criContainer("one", "count")})
+				id = r.GetContainerId()
+				return err
+			})
+			c.again(t, "start", func(ctx context.Context) error {
+				_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: id})
+				if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "is running") {
+					return nil // the daemon before had started it
+				}
+				return err
+			})
+			if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("the container is %s", st.State)
+			}
+			l, err := c.ListPodSandbox(deadline(t), &v1.ListPodSandboxRequest{})
+			if err != nil || len(l.Items) != 1 {
+				t.Errorf("%d sandboxes instead of one: %v", len(l.GetItems()), err)
+			}
+			c.again(t, "stop", func(ctx context.Context) error {
+				_, err := c.StopContainer(ctx, &v1.StopContainerRequest{ContainerId: id, Timeout: 5})
+				return err
+			})
+			if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_EXITED || st.FinishedAt == 0 {
+				t.Errorf("stopped: %v", st)
+			}
+			c.again(t, "remove", func(ctx context.Context) error {
+				_, err := c.RemoveContainer(ctx, &v1.RemoveContainerRequest{ContainerId: id})
+				return err
+			})
+			c.again(t, "stop sandbox", func(ctx context.Context) error {
+				_, err := c.StopPodSandbox(ctx, &v1.StopPodSandboxRequest{PodSandboxId: pod})
+				return err
+			})
+			c.again(t, "remove sandbox", func(ctx context.Context) error {
+				_, err := c.RemovePodSandbox(ctx, &v1.RemovePodSandboxRequest{PodSandboxId: pod})
+				return err
+			})
+			if _, err := os.Stat(once); err != nil {
+				t.Errorf("nothing passed the point\n%s", n.tail())
+			}
+		})
+	}
+	c.empty(t)
+}
+
+// empty makes sure that nothing of any pod is left.
+func (c *client) empty(t *testing.T) {
+	t.Helper()
+	pods, err := c.ListPodSandbox(deadline(t), &v1.ListPodSandboxRequest{})
+	if err != nil || len(pods.Items) != 0 {
+		t.Errorf("sandboxes left: %v %v", pods, err)
+	}
+	containers, err := c.ListContainers(deadline(t), &v1.ListContainersRequest{})
+	if err != nil || len(containers.Containers) != 0 {
+		t.Errorf("containers left: %v %v", containers, err)
+	}
+	for _, pattern := range []string{c.n.run + "/pods/*", c.n.root + "/containers/*", c.n.run + "/keeper/containers/*", "/sys/fs/cgroup/*/" + c.n.name + "/*/"} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+	out := run(t, "ip", "-n", c.n.name, "-o", "link")
+	if strings.Contains(out, "orl") {
+		t.Errorf("interfaces left:\n%s", out)
+	}
+}
+
+// Pods come and go by several clients while daemon and keeper are killed again and again.
+// The clients see errors of the moment; afterwards no pod is lost, none is left over, and
+// no name is taken by nobody.
+func TestCRIChurn(t *testing.T) {
+	n := newNode(t)
+	c := n.cri()
+	const clients, kills = 6, 8
+	stop := make(chan struct{})
+	var done atomic.Int64
+	var wg sync.WaitGroup
+	var mu sync.Mutex // of revive
+	next := func() *v1.PodSandboxConfig {
+		mu.Lock()
+		defer mu.Unlock()
+		return c.sandbox()
+	}
+	for worker := range clients {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				conf := next()
+				if err := life(c, conf, worker); err != nil {
+					t.Errorf("%s: %v", conf.Metadata.Name, err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range kills {
+		before := done.Load()
+		n.eventually(30*time.Second, func() error {
+			if done.Load() < before+2 {
+				return fmt.Errorf("%d lives so far", done.Load())
+			}
+			return nil
+		})
+		time.Sleep(time.Duration(rnd.IntN(50)) * time.Millisecond) // anywhere in a life
+		if i%2 == 0 {
+			mu.Lock()
+			n.kill()
+			n.start()
+			mu.Unlock()
+		} else if p, err := os.FindProcess(n.keeperPID()); err == nil {
+			p.Kill()
+		}
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("%d pods lived", done.Load())
+	c.empty(t)
+}
+
+// life leads one pod from its sandbox to its removal, repeating what fails for the moment.
+func life(c *client, conf *v1.PodSandboxConfig, worker int) error {
+	var pod, id string
+	do := func(what string, fn func(context.Context) error) error {
+		end := time.Now().Add(time.Minute)
+		for {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			err := fn(ctx)
+			cancel()
+			switch code := status.Code(err); {
+			case err == nil:
+				return nil
+			case time.Now().After(end), code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled:
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	steps := []struct {
+		what string
+		fn   func(context.Context) error
+	}{
+		{"run sandbox", func(ctx context.Context) error {
+			r, err := c.RunPodSandbox(ctx, &v1.RunPodSandboxRequest{Config: conf})
+			pod = r.GetPodSandboxId()
+			return err
+		}},
+		{"create", func(ctx context.Context) error {
+			r, err := c.CreateContainer(ctx, &v1.CreateContainerRequest{PodSandboxId: pod, Config: criContainer("one", "sleep")})
+			id = r.GetContainerId()
+			return err
+		}},
+		{"start", func(ctx context.Context) error {
+			_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: id})
+			if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "is running") {
+				return nil
+			}
+			return err
+		}},
+		{"status", func(ctx context.Context) error {
+			r, err := c.ContainerStatus(ctx, &v1.ContainerStatusRequest{ContainerId: id})
+			if err == nil && r.Status.State != v1.ContainerState_CONTAINER_RUNNING {
+				err = fmt.Errorf("a started container is %s: %s", r.Status.State, r.Status.Reason)
+			}
+			return err
+		}},
+		{"stop", func(ctx context.Context) error {
+			_, err := c.StopContainer(ctx, &v1.StopContainerRequest{ContainerId: id, Timeout: int64(worker % 2)})
+			return err
+		}},
+		{"stop sandbox", func(ctx context.Context) error {
+			_, err := c.StopPodSandbox(ctx, &v1.StopPodSandboxRequest{PodSandboxId: pod})
+			return err
+		}},
+		{"remove sandbox", func(ctx context.Context) error {
+			_, err := c.RemovePodSandbox(ctx, &v1.RemovePodSandboxRequest{PodSandboxId: pod})
+			return err
+		}},
+	}
+	for _, s := range steps {
+		if err := do(s.what, s.fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
