@@ -484,9 +484,7 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	})
 	faultDrivenStarted.Hit()
 	if err != nil {
-		if ctx.Err() == nil {
-			d.failed(c, err)
-		}
+		d.failed(c, err)
 		return err
 	}
 	if err := d.started(c, started); err != nil {
@@ -510,13 +508,19 @@ func (d *Driven) started(c *drivenContainer, s keeper.Started) error {
 	return err
 }
 
-// failed records a start that cannot succeed.
+// failed records a start that cannot succeed, with the code that a shell would have. One
+// that may, because the keeper was lost or the client gave up, leaves the container as it
+// was.
 func (d *Driven) failed(c *drivenContainer, cause error) {
 	code := 128
-	if errors.Is(cause, errs.NotFound) {
+	switch errs.KindOf(cause) {
+	case errs.NotFound:
 		code = 127
-	} else if errors.Is(cause, errs.PermissionDenied) {
+	case errs.PermissionDenied:
 		code = 126
+	case errs.Invalid, errs.Unsupported, errs.ResourceExhausted:
+	default:
+		return
 	}
 	now := time.Now()
 	d.end(c, DrivenCreated, func(r *containerRecord) {

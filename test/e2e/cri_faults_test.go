@@ -225,6 +225,9 @@ func life(c *client, conf *v1.PodSandboxConfig, worker int) error {
 			if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "is running") {
 				return nil
 			}
+			if st, serr := c.ContainerStatus(ctx, &v1.ContainerStatusRequest{ContainerId: id}); err != nil && serr == nil && st.Status.State == v1.ContainerState_CONTAINER_EXITED {
+				return fmt.Errorf("%w: it is exited: %s: %s", err, st.Status.Reason, st.Status.Message)
+			}
 			return err
 		}},
 		{"status", func(ctx context.Context) error {
