@@ -70,7 +70,7 @@ func group(t testing.TB) *cgroup.Group {
 // BenchmarkStart is Create, Start and the end of /bin/true as pods run it: pinned
 // namespaces, the default seccomp profile, masked paths, an overlay, a cgroup.
 func BenchmarkStart(b *testing.B) {
-	for _, with := range []string{"all", "no cgroup", "no seccomp", "new net"} {
+	for _, with := range []string{"all", "no cgroup", "no seccomp", "new net", "new user", "joined user"} {
 		b.Run(with, func(b *testing.B) {
 			lower := image(b)
 			s := spec("/bin/true")
@@ -79,6 +79,22 @@ func BenchmarkStart(b *testing.B) {
 			if with == "new net" {
 				s.Linux.Namespaces = spec().Linux.Namespaces
 			}
+			var idmap bool
+			switch with {
+			case "new user", "joined user":
+				var c Config
+				s.Linux.Namespaces = spec().Linux.Namespaces
+				mapped(s, &c)
+				idmap = true
+			}
+			if with == "joined user" {
+				holder := spec("sleep", "1000")
+				c := Config{ID: "holder", Spec: holder, Rootfs: layers(b, lower)}
+				mapped(holder, &c)
+				p, end := start(b, c)
+				defer end()
+				s.Linux.Namespaces[len(s.Linux.Namespaces)-1].Path = fmt.Sprintf("/proc/%d/ns/user", p.PID())
+			}
 			if with != "no seccomp" {
 				s.Linux.Seccomp = defaultSeccomp(b)
 			}
@@ -86,12 +102,13 @@ func BenchmarkStart(b *testing.B) {
 			if with != "no cgroup" {
 				g = group(b)
 			}
-			var create, start, end time.Duration
+			var create, begin, end time.Duration
 			var before, after unix.Rusage
 			unix.Getrusage(unix.RUSAGE_CHILDREN, &before)
 			for b.Loop() {
 				b.StopTimer()
 				root := layers(b, lower)
+				root.IDMap = idmap
 				b.StartTimer()
 				t0 := time.Now()
 				p, err := shared.Create(contextT(b), Config{ID: "bench", Spec: s, Rootfs: root, Cgroup: g})
@@ -106,13 +123,13 @@ func BenchmarkStart(b *testing.B) {
 				if code, _ := wait(b, p); code != 0 {
 					b.Fatal("it failed")
 				}
-				create, start, end = create+t1.Sub(t0), start+t2.Sub(t1), end+time.Since(t2)
+				create, begin, end = create+t1.Sub(t0), begin+t2.Sub(t1), end+time.Since(t2)
 			}
 			unix.Getrusage(unix.RUSAGE_CHILDREN, &after)
 			n := float64(b.N)
 			cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
 			b.ReportMetric(create.Seconds()*1e3/n, "ms/create")
-			b.ReportMetric(start.Seconds()*1e3/n, "ms/start")
+			b.ReportMetric(begin.Seconds()*1e3/n, "ms/start")
 			b.ReportMetric(end.Seconds()*1e3/n, "ms/end")
 			b.ReportMetric(cpu.Seconds()*1e3/n, "cpu-ms/op")
 		})

@@ -2,9 +2,12 @@ package executor
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -13,6 +16,11 @@ import (
 // BenchmarkRunc is the same container by runc's command line, to its end and deletion,
 // for the ratio: run it together with BenchmarkStart.
 func BenchmarkRunc(b *testing.B) {
+	b.Run("all", func(b *testing.B) { benchmarkRunc(b, false) })
+	b.Run("new user", func(b *testing.B) { benchmarkRunc(b, true) })
+}
+
+func benchmarkRunc(b *testing.B, users bool) {
 	runc, err := exec.LookPath("runc")
 	if err != nil {
 		b.Fatal("runc is needed for the comparison: ", err)
@@ -24,6 +32,21 @@ func BenchmarkRunc(b *testing.B) {
 	s := spec("/bin/true")
 	s.Hostname = ""
 	s.Linux.Namespaces = pinned(b)
+	if users { // with the owners shifted, which is not counted
+		var c Config
+		s.Linux.Namespaces = spec().Linux.Namespaces
+		mapped(s, &c)
+		if err := filepath.WalkDir(bundle+"/rootfs", func(p string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(p, 100000, 200000))
+		}); err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range []string{filepath.Dir(bundle), bundle} { // runc goes there as the user
+			if err := os.Chmod(p, 0o755); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 	s.Linux.Seccomp = defaultSeccomp(b)
 	s.Root = &specs.Root{Path: "rootfs"}
 	s.Linux.CgroupsPath = fmt.Sprintf("/orlop-exec-test-runc-%d", os.Getpid())
