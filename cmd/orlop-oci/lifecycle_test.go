@@ -126,7 +126,7 @@ func TestErrors(t *testing.T) {
 		change func()
 	}{
 		{"process is missing", func() { r.spec.Process = nil }},
-		{"args are empty", func() { r.spec.Process.Args = nil }},
+		{"there is no command to run", func() { r.spec.Process.Args = nil }},
 		{"no such file or directory", func() { r.spec.Process.Args = []string{"/bin/none"} }},
 		{"without setting console socket", func() { r.spec.Process.Terminal = true }},
 		{"root.path is missing", func() { r.spec.Root = nil }},
