@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -161,6 +162,16 @@ func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 	}
 	c.made = true
 	return g, nil
+}
+
+// limited tells whether a specification asks for limits.
+func limited(spec *specs.Spec) bool {
+	if spec.Linux == nil || spec.Linux.Resources == nil {
+		return false
+	}
+	r := *spec.Linux.Resources
+	r.Devices = nil // without privileges there is no device to keep anybody from
+	return !reflect.ValueOf(r).IsZero()
 }
 
 // withDevices adds the rules for the devices that every container has (config-linux.md,
