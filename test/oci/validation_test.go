@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -32,11 +34,13 @@ type verdict struct{ ok, notOK, code int }
 func (v verdict) String() string { return fmt.Sprintf("%d/%d/%d", v.ok, v.notOK, v.code) }
 
 // TestValidation runs the suite, and compares with testdata/validation.txt, where each line
-// has a program, what it says of orlop-oci, and of runc. docs/design/oci.md explains
+// has a program, what it says of orlop-oci, and of runc; with | where that depends on who
+// is faster. docs/design/oci.md explains
 // each check that does not hold.
 func TestValidation(t *testing.T) {
 	dir := buildSuite(t)
 	t.Cleanup(func() {
+		unmount(work)                                            // what runc mounts for a container without a mount namespace stays
 		for _, name := range []string{"testdir", "cgrouptest"} { // its programs make these, and leave the first
 			for _, h := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 				dirs, _ := filepath.Glob(h + name)
@@ -81,12 +85,12 @@ func TestValidation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := row{runc: want[name].runc}
 			v, out := validate(t, dir, name, orlopOCI)
-			if got.own = v.String(); got.own != want[name].own && !*update {
+			if got.own = v.String(); !slices.Contains(strings.Split(want[name].own, "|"), got.own) && !*update {
 				t.Errorf("%s, want %s\n%s", got.own, want[name].own, notOK(out))
 			}
 			if *withRunc {
 				v, out := validate(t, dir, name, runc)
-				if got.runc = v.String(); got.runc != want[name].runc && !*update {
+				if got.runc = v.String(); !slices.Contains(strings.Split(want[name].runc, "|"), got.runc) && !*update {
 					t.Errorf("runc: %s, want %s\n%s", got.runc, want[name].runc, notOK(out))
 				}
 			}
@@ -179,3 +183,13 @@ var held = regexp.MustCompile(`(?m)^ok .*\n|^  ---\n(  .*\n)*?  \.\.\.\n`)
 
 // notOK is the output without what held.
 func notOK(out []byte) []byte { return held.ReplaceAll(out, nil) }
+
+// unmount takes away every mount below dir.
+func unmount(dir string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for _, l := range slices.Backward(strings.Split(string(mounts), "\n")) {
+		if w := strings.Fields(l); len(w) > 4 && strings.HasPrefix(w[4], dir+"/") {
+			unix.Unmount(w[4], unix.MNT_DETACH)
+		}
+	}
+}
