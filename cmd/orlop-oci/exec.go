@@ -49,7 +49,7 @@ func execCommand(f *flags) func(*app, []string) error {
 	f.short("c")
 	f.int(&preserve, "preserve-fds", 0, "N", "pass the program N more descriptors, from 3 + $LISTEN_FDS on")
 	f.strs(&o.Cgroups, "cgroup", "[CONTROLLERS:]PATH", "join this group below the container's own (may be given several times)")
-	f.bool(&o.IgnorePaused, "ignore-paused", "", "exec in a paused container as well")
+	f.bool(&o.IgnorePaused, "ignore-paused", "", "of a paused container, wait until it is resumed")
 	var noSubreaper bool
 	f.bool(&noSubreaper, "no-subreaper", "", "has no effect: exec never takes processes of others")
 	return func(a *app, args []string) error {

@@ -22,7 +22,6 @@ type flagSpec struct {
 	value       string // what it takes, for the help; "" for true or false
 	about       string
 	set         func(string) error
-	seen        *bool
 }
 
 func (f *flags) str(to *string, name, initial, value, about string) {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -126,7 +127,7 @@ func TestErrors(t *testing.T) {
 		change func()
 	}{
 		{"process is missing", func() { r.spec.Process = nil }},
-		{"args are empty", func() { r.spec.Process.Args = nil }},
+		{"there is no command to run", func() { r.spec.Process.Args = nil }},
 		{"no such file or directory", func() { r.spec.Process.Args = []string{"/bin/none"} }},
 		{"without setting console socket", func() { r.spec.Process.Terminal = true }},
 		{"root.path is missing", func() { r.spec.Root = nil }},
@@ -283,4 +284,38 @@ func TestHooks(t *testing.T) {
 	r.spec.Hooks.Poststart[0].Args = []string{"sh", "-c", "exit 3"}
 	r.save()
 	r.fails("", "run", r.id) // and what it had started is gone
+}
+
+// Who is not root has containers too, in a user namespace and, where there may be none, without a
+// control group.
+func TestRootless(t *testing.T) {
+	r := newRig(t, "/bin/sh", "-c", "id -u; exit 3")
+	makeRootless(r.spec)
+	r.spec.Linux.CgroupsPath = ""
+	r.spec.Linux.UIDMappings[0].HostID, r.spec.Linux.GIDMappings[0].HostID = 1000, 1000
+	r.save()
+	for _, dir := range []string{r.root, r.bundle, built} {
+		for d := dir; d != "/"; d = filepath.Dir(d) {
+			if st, err := os.Stat(d); err == nil && st.Mode()&1 == 0 {
+				os.Chmod(d, 0o755) // of the test's own directories
+			}
+		}
+	}
+	filepath.WalkDir(r.bundle, func(p string, _ os.DirEntry, err error) error { return os.Lchown(p, 1000, 1000) })
+	os.Chown(r.root, 1000, 1000)
+	for _, args := range [][]string{{"run", r.id}, {"--rootless", "true", "run", r.id}} {
+		cmd := r.command(args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
+		var errs strings.Builder
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if string(out) != "0\n" || code(t, err) != 3 {
+			t.Errorf("%v: %q %v %s", args, out, err, errs.String())
+		}
+	}
+	cmd := r.command("--rootless", "false", "run", r.id)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "permission denied") {
+		t.Errorf("%s %v", out, err)
+	}
 }

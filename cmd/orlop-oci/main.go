@@ -186,7 +186,8 @@ func initPath() string {
 }
 
 func (a *app) store() (*container.Store, error) {
-	return container.Open(container.Options{Root: a.root, Systemd: a.systemd, InitPath: initPath(), Log: a.log.Logger})
+	return container.Open(container.Options{Root: a.root, Systemd: a.systemd,
+		Rootless: a.rootless == "true" || a.rootless == "auto" && os.Geteuid() != 0, InitPath: initPath(), Log: a.log.Logger})
 }
 
 func (a *app) load(id string) (*container.Container, error) {

@@ -291,6 +291,7 @@ func TestPauseUpdateEvents(t *testing.T) {
 	}
 	r.fails("is paused", "exec", r.id, "true")
 	waiting := r.command("exec", "--ignore-paused", r.id, "sh", "-c", "exit 4") // until it is resumed
+	waiting.Stderr = os.Stderr
 	if err := waiting.Start(); err != nil {
 		t.Fatal(err)
 	}

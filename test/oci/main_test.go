@@ -59,6 +59,7 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(work)
+	os.Chmod(work, 0o755) // for those who are root of a user namespace only
 	archive = work + "/image.tar"
 	if err := makeImage(archive); err != nil {
 		fmt.Fprintln(os.Stderr, "make the image: ", err)

@@ -51,6 +51,8 @@ func TestPodman(t *testing.T) {
 		{"privileged", []string{"--privileged", image, "sh", "-c", "test -e /dev/kmsg && echo there"}, "there\n", 0},
 		{"tmpfs", []string{"--tmpfs", "/scratch:size=64k", image, "sh", "-c", "echo x >/scratch/y; cat /scratch/y"}, "x\n", 0},
 		{"init of the host's PID namespace", []string{"--pid", "host", image, "sh", "-c", "test $$ != 1 && echo shared"}, "shared\n", 0},
+		{"user namespace", []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", image, "sh", "-c", "id -u; read a b c </proc/self/uid_map; echo $a $b $c; stat -c %u /bin/busybox"},
+			"0\n0 100000 65536\n0\n", 0},
 		{"no seccomp", []string{"--security-opt", "seccomp=unconfined", image, "grep", "Seccomp:", "/proc/self/status"}, "Seccomp:\t0\n", 0},
 		{"seccomp", []string{image, "grep", "Seccomp:", "/proc/self/status"}, "Seccomp:\t2\n", 0},
 	} {

@@ -1,11 +1,11 @@
 package container
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -161,10 +161,17 @@ func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 		return nil, err
 	}
 	c.made = true
-	if err := delegate(g, spec); err != nil {
-		return g, err
-	}
 	return g, nil
+}
+
+// limited tells whether a specification asks for limits.
+func limited(spec *specs.Spec) bool {
+	if spec.Linux == nil || spec.Linux.Resources == nil {
+		return false
+	}
+	r := *spec.Linux.Resources
+	r.Devices = nil // without privileges there is no device to keep anybody from
+	return !reflect.ValueOf(r).IsZero()
 }
 
 // withDevices adds the rules for the devices that every container has (config-linux.md,
@@ -192,44 +199,4 @@ func withDevices(res *specs.LinuxResources) *specs.LinuxResources {
 		rule("c", num(10), num(200), "rwm"), // net/tun, of no use without CAP_NET_ADMIN
 	)
 	return &all
-}
-
-// delegate gives a container that has a cgroup namespace and its cgroup2 mounted writable
-// the group, if its root is not the host's (config-linux.md, Cgroup ownership).
-func delegate(g *cgroup.Group, spec *specs.Spec) error {
-	l := spec.Linux
-	dir := g.Dirs()[""]
-	if l == nil || dir == "" || len(g.Dirs()) > 1 || len(l.UIDMappings) == 0 {
-		return nil
-	}
-	own := func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace && n.Path == "" }
-	writable := func(m specs.Mount) bool {
-		return path.Clean(m.Destination) == "/sys/fs/cgroup" && (m.Type == "cgroup" || m.Type == "cgroup2") && !slices.Contains(m.Options, "ro")
-	}
-	if !slices.ContainsFunc(l.Namespaces, own) || !slices.ContainsFunc(spec.Mounts, writable) {
-		return nil
-	}
-	root := -1
-	for _, m := range l.UIDMappings {
-		if m.ContainerID == 0 && m.Size > 0 {
-			root = int(m.HostID)
-		}
-	}
-	if root < 0 {
-		return nil
-	}
-	files := []byte("cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n")
-	if list, err := os.ReadFile("/sys/kernel/cgroup/delegate"); err == nil {
-		files = list
-	}
-	if err := os.Chown(dir, root, -1); err != nil {
-		return fmt.Errorf("delegate cgroup: %w", err)
-	}
-	for name := range bytes.Lines(files) {
-		file := path.Join(dir, path.Base(string(bytes.TrimSpace(name))))
-		if err := os.Chown(file, root, -1); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("delegate cgroup: %w", err)
-		}
-	}
-	return nil
 }

@@ -53,6 +53,9 @@ type Options struct {
 	// Systemd has systemd make the control groups; cgroupsPath is then
 	// slice:prefix:name.
 	Systemd bool
+	// Rootless lets a container that has no limits go without a control group where the
+	// caller may not make one.
+	Rootless bool
 	// InitPath is the orlop-init binary.
 	InitPath string
 	// Log gets what a container starts without.

@@ -237,6 +237,9 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 		return err
 	}
 	g, err := c.makeGroup(c.spec)
+	if errors.Is(err, errs.PermissionDenied) && c.store.o.Rootless && !limited(c.spec) {
+		c.rec.Cgroup, err = "", nil
+	}
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
@@ -72,6 +73,11 @@ func (c *Container) remove(ctx context.Context) error {
 	afterKilled.Hit()
 	if err := c.removeGroup(ctx); err != nil {
 		return err
+	}
+	if spec, err := c.Spec(); err == nil && spec.Linux != nil && spec.Linux.IntelRdt != nil {
+		if err := executor.RemoveClass(c.rec.ID, spec.Linux.IntelRdt); err != nil {
+			return err
+		}
 	}
 	afterGroupRemoved.Hit()
 	c.poststop(ctx)

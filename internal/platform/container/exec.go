@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ type ExecOptions struct {
 	PIDFile string
 	// Detach tells that the caller does not stay.
 	Detach bool
-	// IgnorePaused starts it in a frozen container, where it waits frozen too.
+	// IgnorePaused waits until a paused container is resumed.
 	IgnorePaused bool
 	// Cgroups are groups below the container's that it joins instead, as PATH or
 	// CONTROLLERS:PATH.
@@ -47,6 +48,19 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	case st == Paused && !o.IgnorePaused:
 		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
 	}
+	for wait := time.Millisecond; st == Paused; wait = min(2*wait, 50*time.Millisecond) {
+		// A process that joined it would stand still before it could say that it is there.
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, context.Cause(ctx)
+		case <-t.C:
+		}
+		if st, err = c.Status(); err != nil {
+			return nil, err
+		}
+	}
 	spec, err := c.Spec()
 	if err != nil {
 		return nil, err
@@ -70,11 +84,11 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	defer e.Close()
 	process := inherit(o.Process, fmt.Sprintf("/proc/%d/root", c.rec.PID), nil, o.ListenFDs)
 	cfg := executor.ExecConfig{
-		PID: c.rec.PID, PIDFD: of, Process: process, Bundle: c.rec.Bundle, Cgroup: g,
+		PID: c.rec.PID, PIDFD: of, Process: process, ID: c.rec.ID, Bundle: c.rec.Bundle, Annotations: c.rec.Annotations, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoNewKeyring: o.NoNewKeyring,
 	}
-	if spec.Linux != nil {
-		cfg.Seccomp = spec.Linux.Seccomp
+	if l := spec.Linux; l != nil {
+		cfg.Seccomp, cfg.IntelRdt, cfg.Personality, cfg.MemoryPolicy = l.Seccomp, l.IntelRdt, l.Personality, l.MemoryPolicy
 	}
 	p, err := e.Exec(ctx, cfg)
 	if err != nil {

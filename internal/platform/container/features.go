@@ -31,17 +31,16 @@ func Features() (*features.Features, error) {
 			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes, SystemdUser: &no, Rdma: &rdma},
 			Seccomp: &features.Seccomp{Enabled: &yes, Actions: text(seccomp.Actions()), Operators: text(seccomp.Operators()), Archs: text(seccomp.Archs()),
 				KnownFlags: text(known), SupportedFlags: text(supported)},
-			Apparmor:        &features.Apparmor{Enabled: ptr(executor.AppArmor)},
-			Selinux:         &features.Selinux{Enabled: ptr(executor.SELinux)},
-			IntelRdt:        &features.IntelRdt{Enabled: ptr(executor.IntelRDT)},
-			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: ptr(executor.IDMappedMounts)}},
-			NetDevices:      &features.NetDevices{Enabled: ptr(executor.NetDevices)},
+			Apparmor:        &features.Apparmor{Enabled: &yes},
+			Selinux:         &features.Selinux{Enabled: &yes},
+			IntelRdt:        &features.IntelRdt{Enabled: &yes},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
+			NetDevices:      &features.NetDevices{Enabled: &yes},
+			MemoryPolicy:    &features.MemoryPolicy{Modes: executor.MemoryPolicyModes(), Flags: executor.MemoryPolicyFlags()},
 		},
 	}
 	return f, nil
 }
-
-func ptr(b bool) *bool { return &b }
 
 func text[S ~string](list []S) (out []string) {
 	for _, s := range list {

@@ -11,7 +11,7 @@ import (
 // their filesystems, sorted.
 func MountOptions() []string {
 	list := []string{"bind", "rbind", "tmpcopyup", "defaults", "remount", "loud", "silent", "acl", "noacl", "async", "nomand", "iversion", "noiversion",
-		"dirsync", "lazytime", "nolazytime", "mand", "sync"}
+		"idmap", "ridmap", "dirsync", "lazytime", "nolazytime", "mand", "sync"}
 	for name := range attrs {
 		list = append(list, name, "r"+name)
 	}
@@ -48,11 +48,17 @@ func Namespaces() []string {
 	return list
 }
 
-// What specifications may ask for that not every build of this package could do.
-const (
-	AppArmor       = false
-	SELinux        = false
-	IntelRDT       = false
-	IDMappedMounts = false
-	NetDevices     = false
-)
+// MemoryPolicyModes and MemoryPolicyFlags are those of set_mempolicy(2), sorted.
+func MemoryPolicyModes() []string { return sortedNames(memoryModes) }
+
+// MemoryPolicyFlags is described at MemoryPolicyModes.
+func MemoryPolicyFlags() []string { return sortedNames(memoryFlags) }
+
+func sortedNames[K ~string, V any](m map[K]V) []string {
+	var list []string
+	for name := range m {
+		list = append(list, string(name))
+	}
+	slices.Sort(list)
+	return list
+}

@@ -233,7 +233,9 @@ func (b *builder) bind(m specs.Mount, dest string, o mountOptions) error {
 		m.Source = filepath.Join(b.bundle, m.Source)
 	}
 	for _, opt := range o.data {
-		if !superOptions[opt] { // options of a filesystem make no sense on one that is mounted
+		// A filesystem's options say nothing of one that is mounted: mount(2) ignores them, and
+		// callers give them. What is not even of their form is a mistake.
+		if !superOptions[opt] && !strings.ContainsRune(opt, '=') {
 			return errs.New(errs.Invalid, "bind mount on %s: unknown option %q", dest, opt)
 		}
 	}

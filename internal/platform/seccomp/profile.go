@@ -114,7 +114,7 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 			return errs.New(errs.Invalid, "seccomp: %s cannot be the action of write", s.Action)
 		}
 		for _, t := range tables {
-			nr, ok := t.numbers[name]
+			nr, ok := t.numbers()[name]
 			if ok {
 				t.newest = max(t.newest, nr)
 			}
@@ -157,7 +157,7 @@ func (t *table) mux(by string, calls map[string]uint64, name string, r rule) {
 			conditions = append(conditions, c)
 		}
 	}
-	t.add(t.numbers[by], rule{conditions, r.ret})
+	t.add(t.numbers()[by], rule{conditions, r.ret})
 }
 
 // action returns what the filter answers.

@@ -1,6 +1,8 @@
 package seccomp
 
 import (
+	"sync"
+
 	"github.com/elastic/go-seccomp-bpf/arch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -12,10 +14,10 @@ const x32Bit = 0x40000000
 // abi is one way to make system calls.
 type abi struct {
 	name    specs.Arch
-	audit   uint32            // seccomp_data.arch
-	numbers map[string]uint32 // by name, as they are in seccomp_data.nr
-	narrow  bool              // only the lower 32 bits of arguments are compared
-	muxed   bool              // has socketcall and ipc beside the calls that they stand for
+	audit   uint32                   // seccomp_data.arch
+	numbers func() map[string]uint32 // by name, as they are in seccomp_data.nr; made when first asked for
+	narrow  bool                     // only the lower 32 bits of arguments are compared
+	muxed   bool                     // has socketcall and ipc beside the calls that they stand for
 }
 
 // abis are those of a build's processors; a kernel never sees another.
@@ -49,7 +51,11 @@ var abis = map[string][]abi{
 // numbersOf inverts the table of an architecture. Of a name that stands there twice the
 // higher number counts: x32 replaces calls of x86-64 by some of its own, from 512 on.
 // fixes say what the table has wrong, 0 that there is no such call.
-func numbersOf(info *arch.Info, fixes map[string]int) map[string]uint32 {
+func numbersOf(info *arch.Info, fixes map[string]int) func() map[string]uint32 {
+	return sync.OnceValue(func() map[string]uint32 { return invert(info, fixes) })
+}
+
+func invert(info *arch.Info, fixes map[string]int) map[string]uint32 {
 	numbers := make(map[string]uint32, len(info.SyscallNumbers))
 	for nr, name := range info.SyscallNumbers {
 		numbers[name] = max(numbers[name], uint32(nr|info.SeccompMask))
