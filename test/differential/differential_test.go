@@ -92,11 +92,11 @@ func compare(t *testing.T, c Case, ref, own Outcome) {
 		}
 	}
 	slices.Sort(keys)
-	ran := ref["ran"] == own["ran"]
+	ran := ref["ran"] == "true" && own["ran"] == "true"
 	bad := false
 	for _, k := range keys {
 		if !ran && !slices.Contains([]string{"ran", "exit", "error", "left behind"}, k) {
-			continue // there is nothing to compare
+			continue // there is not much to compare
 		}
 		if *show {
 			t.Logf("%s: %s: %s", c.Name, k, own[k])

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,14 +52,29 @@ func (r *Runtime) Run(t testing.TB, c Case, work, cgroup, programs string) Outco
 	r.run(t, b, out, clean)
 	for _, hook := range glob(dir + "/hooks.*") {
 		content, _ := os.ReadFile(hook)
-		out[filepath.Base(hook)] = pidInState.ReplaceAllString(clean.Replace(string(content)), `"pid":$$PID`)
+		out[filepath.Base(hook)] = clean.Replace(hookState(string(content)))
 	}
 	leftovers(dir, id, cgroup, out)
 	rootfs(dir, out)
 	return out
 }
 
-var pidInState = regexp.MustCompile(`"pid":\s*[1-9][0-9]*`)
+// hookState puts the state, which a hook notes first, into an order that is its own.
+func hookState(note string) string {
+	state, rest, _ := strings.Cut(note, "\n")
+	var s map[string]any
+	if json.Unmarshal([]byte(state), &s) != nil {
+		return note
+	}
+	if pid, ok := s["pid"].(float64); ok && pid > 0 {
+		s["pid"] = "$PID"
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return note
+	}
+	return string(b) + "\n" + rest
+}
 
 // run runs the container and looks at it while the program inside waits.
 func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Replacer) {
@@ -234,6 +250,8 @@ func ownIDs(out Outcome, pid, runtime int) {
 	for fd := range 3 {
 		k := "descriptor " + strconv.Itoa(fd)
 		out[k] = strings.ReplaceAll(out[k], " foreground "+strconv.Itoa(pid)+" ", " foreground $PID ")
+		// The size of the caller's terminal comes sooner or later.
+		out[k] = strings.ReplaceAll(strings.ReplaceAll(out[k], " terminal 24x80 ", " terminal "), " terminal 0x0 ", " terminal ")
 	}
 }
 
