@@ -3,7 +3,7 @@
 #   deploy/packages.sh run|test|bench
 set -eu
 run='xfsprogs e2fsprogs util-linux ca-certificates'
-test="$run gcc libc6-dev libseccomp-dev busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap containerd runc podman"
+test="$run gcc libc6-dev libseccomp-dev pkg-config busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap containerd runc podman"
 # virtiofsd is part of qemu-system-common in Debian 12, and a package of its own later.
 [ -x /usr/lib/qemu/virtiofsd ] || test="$test virtiofsd"
 bench="$run busybox-static containerd runc podman crun iproute2 iptables containernetworking-plugins"

@@ -27,7 +27,6 @@ import (
 type Runtime struct {
 	Name string // in names of containers and directories
 	Path string
-	Env  []string
 }
 
 // Outcome is what a runtime made of a case: findings by their names.
@@ -38,10 +37,10 @@ const patience = 20 * time.Second
 
 // Run runs a case. What it finds is the same for every run of the same runtime: numbers
 // of processes and names of directories are replaced by what they stand for.
-func (r *Runtime) Run(t testing.TB, c Case, work, cgroup, programs string) Outcome {
+func (r *Runtime) Run(t testing.TB, c Case) Outcome {
 	id := r.Name + "-" + c.Name
-	dir := filepath.Join(work, id)
-	b := newBundle(t, dir, id, cgroup, programs)
+	dir, cgroup := filepath.Join(suite.work, id), suite.cgroup
+	b := newBundle(t, dir, id)
 	defer os.RemoveAll(dir)
 	defer b.close()
 	c.Make(t, b)
@@ -82,7 +81,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 	defer cancel()
 	args := append([]string{"--root", b.Path("state"), "run", "--bundle", b.Dir, "--pid-file", b.Path("pid")}, b.Flags...)
 	cmd := exec.CommandContext(ctx, r.Path, append(args, b.ID)...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=/run"}, r.Env...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=/run"}
 	cmd.Dir = b.Dir
 	cmd.WaitDelay = 5 * time.Second
 	cmd.ExtraFiles = b.Extra
@@ -192,7 +191,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 // killGroup ends what a container still has when the patience with it is at an end.
 func killGroup(b *Bundle) {
 	for _, root := range hierarchies() {
-		filepath.WalkDir(filepath.Join(root, b.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
+		filepath.WalkDir(filepath.Join(root, suite.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "cgroup.procs" {
 				procs, _ := os.ReadFile(path)
 				for p := range strings.FieldsSeq(string(procs)) {
