@@ -22,20 +22,18 @@ type Case struct {
 
 // Bundle is a case on its way through one runtime.
 type Bundle struct {
-	Dir      string // the bundle; the root filesystem is Dir/rootfs
-	ID       string
-	Spec     *specs.Spec
-	Config   []byte     // of config.json, instead of Spec
-	Flags    []string   // of the command run
-	Extra    []*os.File // descriptors 3 and on of the runtime
-	NoStdin  bool       // the runtime's standard input is /dev/null
-	cgroup   string
-	programs string
-	closers  []func()
+	Dir     string // the bundle; the root filesystem is Dir/rootfs
+	ID      string
+	Spec    *specs.Spec
+	Config  []byte     // of config.json, instead of Spec
+	Flags   []string   // of the command run
+	Extra   []*os.File // descriptors 3 and on of the runtime
+	NoStdin bool       // the runtime's standard input is /dev/null
+	closers []func()
 }
 
 // base is the configuration that cases change: what an engine asks for, more or less.
-func base(dir, id, cgroup string) *specs.Spec {
+func base(id string) *specs.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
 	return &specs.Spec{
 		Version:  "1.0.2",
@@ -57,7 +55,7 @@ func base(dir, id, cgroup string) *specs.Spec {
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: filepath.Join("/", cgroup, id),
+			CgroupsPath: filepath.Join("/", suite.cgroup, id),
 			Resources:   &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
@@ -72,16 +70,16 @@ func base(dir, id, cgroup string) *specs.Spec {
 }
 
 // newBundle makes the directory of a bundle with a root filesystem.
-func newBundle(t testing.TB, dir, id, cgroup, programs string) *Bundle {
+func newBundle(t testing.TB, dir, id string) *Bundle {
 	t.Helper()
-	b := &Bundle{Dir: dir, ID: id, Spec: base(dir, id, cgroup), cgroup: cgroup, programs: programs}
+	b := &Bundle{Dir: dir, ID: id, Spec: base(id)}
 	for _, d := range []string{"rootfs/tmp", "rootfs/etc", "rootfs/home", "state"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	b.check(t, os.Chmod(filepath.Join(dir, "rootfs/tmp"), 0o1777))
-	b.check(t, os.Link(filepath.Join(programs, "inside"), filepath.Join(dir, "rootfs/inside")))
+	b.check(t, os.Link(filepath.Join(suite.work, "inside"), filepath.Join(dir, "rootfs/inside")))
 	b.File(t, "rootfs/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nsomeone:x:1000:1000::/home:/bin/sh\n")
 	b.File(t, "rootfs/etc/group", "root:x:0:\ntty:x:5:\nsomeone:x:1000:\nmore:x:2000:someone\n")
 	return b
@@ -159,7 +157,7 @@ func (b *Bundle) UserNamespace(t testing.TB, uid, size uint32) {
 // namespaces. It ends with the case.
 func (b *Bundle) Hold(t testing.TB, flags uintptr) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(b.programs, "inside"))
+	cmd := exec.Command(filepath.Join(suite.work, "inside"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
 	if flags&syscall.CLONE_NEWUSER != 0 {
 		m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}

@@ -32,6 +32,9 @@ func lookAt(pid int, b *Bundle, out Outcome) {
 	for _, name := range []string{"oom_score_adj", "timens_offsets", "uid_map", "gid_map", "setgroups", "coredump_filter", "attr/current", "loginuid"} {
 		out["proc "+name] = strings.Join(strings.Fields(read(name)), " ")
 	}
+	for i, e := range strings.Split(strings.TrimSuffix(read("environ"), "\x00"), "\x00") {
+		out[fmt.Sprintf("env %d", i)] = e
+	}
 	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"} {
 		out["namespace "+ns] = whose(proc+"ns/"+ns, "/proc/self/ns/"+ns, b)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,6 @@ import (
 type Runtime struct {
 	Name string // in names of containers and directories
 	Path string
-	Env  []string
 }
 
 // Outcome is what a runtime made of a case: findings by their names.
@@ -37,10 +37,10 @@ const patience = 20 * time.Second
 
 // Run runs a case. What it finds is the same for every run of the same runtime: numbers
 // of processes and names of directories are replaced by what they stand for.
-func (r *Runtime) Run(t testing.TB, c Case, work, cgroup, programs string) Outcome {
+func (r *Runtime) Run(t testing.TB, c Case) Outcome {
 	id := r.Name + "-" + c.Name
-	dir := filepath.Join(work, id)
-	b := newBundle(t, dir, id, cgroup, programs)
+	dir, cgroup := filepath.Join(suite.work, id), suite.cgroup
+	b := newBundle(t, dir, id)
 	defer os.RemoveAll(dir)
 	defer b.close()
 	c.Make(t, b)
@@ -51,14 +51,29 @@ func (r *Runtime) Run(t testing.TB, c Case, work, cgroup, programs string) Outco
 	r.run(t, b, out, clean)
 	for _, hook := range glob(dir + "/hooks.*") {
 		content, _ := os.ReadFile(hook)
-		out[filepath.Base(hook)] = pidInState.ReplaceAllString(clean.Replace(string(content)), `"pid":$$PID`)
+		out[filepath.Base(hook)] = clean.Replace(hookState(string(content)))
 	}
 	leftovers(dir, id, cgroup, out)
 	rootfs(dir, out)
 	return out
 }
 
-var pidInState = regexp.MustCompile(`"pid":\s*[1-9][0-9]*`)
+// hookState puts the state, which a hook notes first, into an order that is its own.
+func hookState(note string) string {
+	state, rest, _ := strings.Cut(note, "\n")
+	var s map[string]any
+	if json.Unmarshal([]byte(state), &s) != nil {
+		return note
+	}
+	if pid, ok := s["pid"].(float64); ok && pid > 0 {
+		s["pid"] = "$PID"
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return note
+	}
+	return string(b) + "\n" + rest
+}
 
 // run runs the container and looks at it while the program inside waits.
 func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Replacer) {
@@ -66,7 +81,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 	defer cancel()
 	args := append([]string{"--root", b.Path("state"), "run", "--bundle", b.Dir, "--pid-file", b.Path("pid")}, b.Flags...)
 	cmd := exec.CommandContext(ctx, r.Path, append(args, b.ID)...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=/run"}, r.Env...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=/run"}
 	cmd.Dir = b.Dir
 	cmd.WaitDelay = 5 * time.Second
 	cmd.ExtraFiles = b.Extra
@@ -176,7 +191,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 // killGroup ends what a container still has when the patience with it is at an end.
 func killGroup(b *Bundle) {
 	for _, root := range hierarchies() {
-		filepath.WalkDir(filepath.Join(root, b.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
+		filepath.WalkDir(filepath.Join(root, suite.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "cgroup.procs" {
 				procs, _ := os.ReadFile(path)
 				for p := range strings.FieldsSeq(string(procs)) {
@@ -234,6 +249,8 @@ func ownIDs(out Outcome, pid, runtime int) {
 	for fd := range 3 {
 		k := "descriptor " + strconv.Itoa(fd)
 		out[k] = strings.ReplaceAll(out[k], " foreground "+strconv.Itoa(pid)+" ", " foreground $PID ")
+		// The size of the caller's terminal comes sooner or later.
+		out[k] = strings.ReplaceAll(strings.ReplaceAll(out[k], " terminal 24x80 ", " terminal "), " terminal 0x0 ", " terminal ")
 	}
 }
 

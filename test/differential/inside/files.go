@@ -46,8 +46,7 @@ func describe(path string, st *unix.Stat_t) string {
 	return v
 }
 
-// tree lists what is below dir. It leaves out what the kernel makes up, and stops where
-// it is told to.
+// tree lists what is below dir.
 func tree(dir string, depth int) {
 	for _, name := range list(dir) {
 		path := strings.TrimSuffix(dir, "/") + "/" + name
@@ -57,9 +56,15 @@ func tree(dir string, depth int) {
 			continue
 		}
 		say("tree "+path, describe(path, &st))
-		if path != "/proc" && path != "/sys" && st.Mode&unix.S_IFMT == unix.S_IFDIR && depth < 6 {
-			tree(path, depth+1)
+		var fs unix.Statfs_t
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth > 6 || unix.Statfs(path, &fs) != nil {
+			continue
 		}
+		switch fs.Type { // whose files the kernel makes up
+		case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+			continue
+		}
+		tree(path, depth+1)
 	}
 }
 
