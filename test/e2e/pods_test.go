@@ -643,7 +643,7 @@ func TestView(t *testing.T) {
 		switch mounted := ext4.CanGrowMounted(); {
 		case mounted && (note != "" || after < before+28<<10):
 			t.Errorf("%d KiB before, %d after; %s", before, after, note)
-		case !mounted && (!strings.Contains(note, "CAP_SYS_RESOURCE") || after != before):
+		case !mounted && (!strings.Contains(note, "CAP_SYS_RESOURCE") || after > before+1<<10):
 			t.Errorf("%d KiB before, %d after; %s", before, after, note)
 		}
 	})
@@ -678,7 +678,7 @@ func TestView(t *testing.T) {
 		n.tool("view", "main", "exists", "/disk/z") // the daemon's restart does not touch it
 	})
 	t.Run("gone", func(t *testing.T) {
-		n.orlop("delete", "pod", "view")
+		n.orlop("delete", "pod", "view", "small") // the second was applied again with the first
 		if out := n.orlop("system", "df"); strings.Contains(out, "scratch space") {
 			t.Errorf("scratch space outlives its pod: %s", out)
 		}
