@@ -163,6 +163,7 @@ func TestReadme(t *testing.T) {
 	if !strings.Contains(up, "http://127.0.0.1:8080/") || !strings.Contains(up, "2/2     Running") {
 		t.Errorf("`make up` does not say what runs, and where")
 	}
+	m.sh("chown -R --reference=. bin") // root has built; whose tree it is must be able to
 	m.footprint()
 	// The lines to try next: two spaces, the command, and what it shows.
 	var tried []string
