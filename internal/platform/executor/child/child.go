@@ -185,7 +185,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.User:
 		return user(o.N)
 	case plan.Caps:
-		return caps(n(0), n(1), n(2), n(3))
+		return raw(newCapSets(n(0), n(1), n(2), n(3)).set(), "")
 	case plan.Chdir:
 		return s.chdir(str(0), n(0) != 0, n(1) != 0)
 	case plan.NoNewPrivs:
@@ -206,7 +206,7 @@ func (s *state) run(o *plan.Op) *fail {
 		}
 		return s.gate()
 	case plan.Seccomp:
-		return seccomp(uintptr(n(0)), str(0))
+		return s.confine(uintptr(n(0)), str(0))
 	case plan.Exec:
 		return s.exec(str(0))
 	case plan.Pause:
