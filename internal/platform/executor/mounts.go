@@ -10,6 +10,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // Mounts come in two lots. Sources on the host are opened first ("early"), while its mounts
@@ -36,7 +37,7 @@ func (b *builder) root(r Rootfs, pause bool) (string, error) {
 		at := r.Lower[0]
 		args := append([]string{r.Upper, r.Work}, r.Lower...)
 		// Where the child has to mount it in the tree, it must not appear on the host.
-		b.layers.Add(plan.Overlay, plan.N(slot, flag(r.Upper != "" && volatileOverlay()), uint64(len(r.Lower))), append(args, at)...)
+		b.layers.Add(plan.Overlay, plan.N(slot, flag(r.Upper != ""), flag(!overlay.TakesLayers())), append(args, at)...)
 		return at, nil
 	case r.Dir != "":
 		b.early.Add(plan.Tree, plan.N(slot, 1), r.Dir)
@@ -226,7 +227,3 @@ func flag(b bool) uint64 {
 	}
 	return 0
 }
-
-// volatileOverlay tells whether fsync in overlays can be left out. The child falls back by
-// itself on kernels before 6.7; from then on the option is always there.
-func volatileOverlay() bool { return true }

@@ -106,7 +106,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Tree:
 		return s.tree(int(n(0)), n(1) != 0, str(0))
 	case plan.Overlay:
-		return s.overlay(int(n(0)), n(1) != 0, o.S)
+		return s.overlay(int(n(0)), n(1) != 0, n(2) != 0, o.S)
 	case plan.Tmpfs:
 		return s.tmpfs(int(n(0)), o.S)
 	case plan.Propagate:

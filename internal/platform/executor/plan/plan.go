@@ -27,7 +27,7 @@ const (
 
 	// Mounts before the pivot.
 	Tree      // N: slot, recursive. S: path on the host. Clones the mount tree there
-	Overlay   // N: slot, volatile, n lower. S: upper, work, n lowers topmost first, a directory on the host to mount on with old kernels
+	Overlay   // N: slot, volatile, old kernel (lowerdir+ is not known). S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
 	Tmpfs     // N: slot. S: options. An empty filesystem as root (pause)
 	Propagate // N: MS_* flags. S: path
 	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
