@@ -214,9 +214,6 @@ func TestFailures(t *testing.T) {
 		"unknown option": {func(s *specs.Spec, c *Config) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"sizzle=3"}})
 		}, errs.Invalid, "sizzle", false},
-		"option of a bind": {func(s *specs.Spec, c *Config) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/etc", Options: []string{"bind", "size=3"}})
-		}, errs.Invalid, "size=3", false},
 		"user namespace": {func(s *specs.Spec, c *Config) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		}, errs.Invalid, "uidMappings", false},
