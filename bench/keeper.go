@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/ext4"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
@@ -32,6 +33,9 @@ func (k *keeperStarter) Start(ctx context.Context) (err error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
+	}
+	if err := ext4.Spread(k.dir); err != nil {
+		return err
 	}
 	log := filepath.Join(k.dir, "keeper.log")
 	if _, err := k.group.spawn(log, k.bin+"/orlop-keeper", "-dir", k.run(), "-init", k.bin+"/orlop-init"); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/heap"
 	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/cri"
 	"github.com/orlop-io/orlop/internal/server/web"
@@ -153,6 +154,10 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 		log.Info("ready", "socket", c.Control.Socket, "after", time.Since(begin).Round(time.Millisecond))
 		return h.pods.Run(ctx)
+	})
+	g.Go(func() error {
+		heap.GiveBack(ctx)
+		return nil
 	})
 	g.Go(func() error {
 		<-ctx.Done()

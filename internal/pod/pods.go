@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/ext4"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 )
@@ -58,7 +58,6 @@ type Pods struct {
 	events    *events
 	driven    *Driven
 	runtime   *link
-	tidy      *time.Timer // gives back the memory that starts and ends took, once it is quiet
 	cgroups   *cgroup.Host
 
 	mu      sync.Mutex
@@ -85,12 +84,9 @@ var (
 	faultDeleteForgot   = fault.New("pod.delete.manifest-removed")
 )
 
-// tidyAfter is how long after the last event of any pod it counts as quiet.
-const tidyAfter = 5 * time.Second
-
 // Open reads the state. Nothing is started before Reconcile and Run.
 func Open(ctx context.Context, o Options) (*Pods, error) {
-	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory)}
+	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker)}
 	var err error
 	if p.manifests, err = store.NewBucket[manifest](o.Durable, "pod.manifests"); err != nil {
 		return nil, err
@@ -107,6 +103,13 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	if p.cgroups, err = cgroup.Open(cgroup.Options{Driver: o.CgroupDriver}); err != nil {
 		return nil, err
 	}
+	containers := filepath.Join(o.Root, "containers")
+	if err := os.MkdirAll(containers, 0o755); err != nil {
+		return nil, err
+	}
+	if err := ext4.Spread(containers); err != nil {
+		o.Log.Warn("starts of containers may be slowed down by what was deleted shortly before", "error", err)
+	}
 	if p.driven, err = openDriven(p); err != nil {
 		return nil, err
 	}
@@ -116,7 +119,6 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 
 // Close lets go of the keeper. Containers go on.
 func (p *Pods) Close() error {
-	p.tidy.Stop()
 	p.runtime.close()
 	return nil
 }

@@ -387,7 +387,6 @@ func (w *worker) status() Pod {
 // note records an event of the pod.
 func (w *worker) note(container string, warning bool, reason, message string) {
 	w.p.events.add(Event{Warning: warning, Reason: reason, Message: message, Pod: w.key, PodID: w.id, Container: container})
-	w.p.tidy.Reset(tidyAfter)
 }
 
 func (w *worker) runDir() string  { return filepath.Join(w.p.o.Run, "pods", string(w.id)) }

@@ -178,10 +178,14 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 		}
 		return syscall.ForkExec(exe, []string{"orlop-init"}, attr)
 	}
+	threads := b.cgroup != nil && b.cgroup.TakesThreads()
 	spawn := func() (err error) {
-		if b.cgroup != nil {
+		switch {
+		case threads:
+			p.pid, err = b.cgroup.SpawnOnThread(fork)
+		case b.cgroup != nil:
 			p.pid, err = b.cgroup.Spawn(fork)
-		} else {
+		default:
 			p.pid, err = fork(-1)
 		}
 		return err
@@ -197,7 +201,7 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 		err = onPIDNamespace(b.pidns, bound)
 	case b.pidfd != nil:
 		err = onPIDNamespace(b.pidfd, bound)
-	case len(b.cpus) > 0:
+	case len(b.cpus) > 0 || threads:
 		err = namespace.OnThread(bound)
 	default:
 		err = spawn()
