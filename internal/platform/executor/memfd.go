@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 )
 
 // sealed copies the file at path into a memfd that nobody can change any more, so that
@@ -16,6 +18,9 @@ func sealed(path string) (*os.File, error) {
 	src, err := os.Open(path)
 	if err != nil {
 		return nil, err
+	}
+	if !guards.Sealed.On() {
+		return src, nil
 	}
 	defer src.Close()
 	// A program that its user may not read belongs to the user namespace of the file, not
