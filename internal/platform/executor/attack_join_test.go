@@ -82,6 +82,32 @@ var joinAttacks = []attack{
 		})
 		return p.end(t)
 	}},
+	{"descriptors and memory of init, by a container with every capability in its user namespace", [][]string{{"init.undumpable", "init.unreadable"}}, func(t *testing.T) string {
+		e, err := New(Options{InitPath: initPath}) // with the mode that the guards give it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		defer func(old *Executor) { shared = old }(shared)
+		shared = e
+		all := &specs.LinuxCapabilities{Bounding: capNames, Effective: capNames, Permitted: capNames}
+		p := imprison(t, func(s *specs.Spec, c *Config) {
+			s.Process.Capabilities = all
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}, "look")
+		races(func() string {
+			process := joiner("/bin/nothing")
+			process.Capabilities = all
+			_, err := shared.Exec(contextT(t), ExecConfig{PID: p.p.PID(), Process: process})
+			if err == nil || !strings.Contains(err.Error(), "/bin/nothing") {
+				return fmt.Sprint(err) // the attacker has ended, so it reached something
+			}
+			return ""
+		})
+		return p.end(t)
+	}},
 	{"working directory of who joins, through a descriptor", [][]string{{"paths.in-root", "paths.cwd-checked"}}, func(t *testing.T) string {
 		dir := outside(t)
 		p, end := start(t, Config{ID: "prison", Spec: spec("sleep", "1000"), Rootfs: layers(t, hostile(t))})

@@ -14,6 +14,9 @@ var (
 	// Undumpable: nobody without CAP_SYS_PTRACE on the host looks into init or reaches its
 	// descriptors through /proc.
 	Undumpable = guard.New("init.undumpable")
+	// Unreadable: init's binary may not be read by the root of a user namespace, so that who
+	// has every capability there cannot look into init either.
+	Unreadable = guard.New("init.unreadable")
 	// LetGo: init has closed what it had of the host when it looks for the program, so no
 	// path of the program, of a script's interpreter or of a loader leads through it.
 	LetGo = guard.New("init.lets-go")
