@@ -12,7 +12,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/guard"
 )
+
+// devicesGuard: a group's devices are those that its rules allow.
+var devicesGuard = guard.New("cgroup.devices")
 
 // Access bits and device types as the kernel numbers them (bpf.h, BPF_DEVCG_*).
 const (

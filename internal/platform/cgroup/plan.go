@@ -237,7 +237,7 @@ func (g *Group) apply(p *plan) error {
 			return err
 		}
 	}
-	if p.devices != nil {
+	if p.devices != nil && devicesGuard.On() {
 		return g.setDevices(p.devices)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -149,6 +150,9 @@ func (b *builder) container(c *Config) error {
 	// Sources are opened on the host's side of a user namespace, if there is one. Nothing
 	// that happens after that may reach the host's mounts.
 	slave := plan.Op{Code: plan.Propagate, N: plan.N(unix.MS_SLAVE | unix.MS_REC), S: []string{"/"}}
+	if !guards.Slave.On() {
+		slave.N = plan.N(unix.MS_SHARED | unix.MS_REC)
+	}
 	switch {
 	case b.crosses() && privileged():
 		b.host.Ops = slices.Concat(b.joins.Ops, b.early.Ops)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 )
@@ -67,6 +68,9 @@ func (b *builder) cgroups(dest string, o mountOptions) error {
 		return errs.New(errs.Unsupported, "mount on %s: the host has no cgroup filesystem mounted", dest)
 	}
 	attr := o.set | o.deepSet
+	if !guards.CgroupReadOnly.On() {
+		attr &^= unix.MOUNT_ATTR_RDONLY
+	}
 	b.cgroupRW = b.cgroupRW || attr&unix.MOUNT_ATTR_RDONLY == 0
 	if len(hs) == 1 && hs[0].v2 {
 		return b.hierarchy(hs[0], dest, attr, o.propagation)

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/guard"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
 )
@@ -120,7 +122,9 @@ func (b *builder) program(user uint64, entered []uint64, init uint64) []byte {
 			call("join namespace "+n.file.Name(), unix.SYS_SETNS, entered[i], n.kind)
 		}
 	}
-	call("hide", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	if guards.Undumpable.On() {
+		call("hide", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	}
 	if privileged() {
 		enter()
 	}
@@ -141,7 +145,7 @@ func (b *builder) program(user uint64, entered []uint64, init uint64) []byte {
 	p.Fork(unix.SYS_CLONE3, p.Data(clone[:]), uint64(len(clone)))
 	b.steps = append(b.steps, "clone")
 	call("report", unix.SYS_WRITE, plan.SocketFD, p.Data([]byte{plan.MsgCrossed}), 1)
-	call("execute init", unix.SYS_EXECVEAT, init, p.Data([]byte{0}), p.Strings([]string{"orlop-init"}), p.Strings(initEnv), unix.AT_EMPTY_PATH)
+	call("execute init", unix.SYS_EXECVEAT, init, p.Data([]byte{0}), p.Strings([]string{"orlop-init"}), p.Strings(append(slices.Clone(initEnv), guard.Environ()...)), unix.AT_EMPTY_PATH)
 	return p.Executable()
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -77,8 +78,12 @@ func runHook(ctx context.Context, h *specs.Hook, state []byte) error {
 		return err
 	}
 	defer out.Close()
+	env := append([]string{}, h.Env...) // not nil, which would be ours
+	if !guards.HookEnvironment.On() {
+		env = nil
+	}
 	p, err := os.StartProcess(h.Path, hookArgs(h), &os.ProcAttr{
-		Env: append([]string{}, h.Env...), Files: []*os.File{stdin, stdout, stdout}, Sys: &syscall.SysProcAttr{Setpgid: true},
+		Env: env, Files: []*os.File{stdin, stdout, stdout}, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	stdin.Close()
 	stdout.Close()

@@ -15,12 +15,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/guard"
 	"github.com/orlop-io/orlop/test/programs"
 )
 
 var (
 	initPath  string
 	probePath string
+	attacker  string // testdata/attacker
 	shared    *Executor
 )
 
@@ -39,13 +41,18 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv("ORLOP_EXECUTOR_JOB"); job != "" {
 		os.Exit(creator(job)) // gate_test.go
 	}
-	dir, remove, err := programs.Build(programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"},
-		programs.Program{Package: "internal/platform/executor/testdata/probe"})
+	init := programs.Program{Package: "cmd/orlop-init", Name: "orlop-init", LDFlags: "-s -w"}
+	if guard.Enabled {
+		init.Name, init.Tags = "orlop-init-guards", "guards"
+	}
+	dir, remove, err := programs.Build(init, programs.Program{Package: "internal/platform/executor/testdata/probe"},
+		programs.Program{Package: "internal/platform/executor/testdata/attacker"})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	initPath = filepath.Join(dir, "orlop-init")
+	initPath = filepath.Join(dir, init.Name)
+	attacker = filepath.Join(dir, "attacker")
 	probePath = filepath.Join(dir, "probe")
 	if shared, err = New(Options{InitPath: initPath}); err != nil {
 		panic(err)

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 )
 
 // sealed copies the file at path into a memfd that nobody can change any more, so that
@@ -17,11 +19,18 @@ func sealed(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !guards.Sealed.On() {
+		return src, nil
+	}
 	defer src.Close()
 	// A program that its user may not read belongs to the user namespace of the file, not
 	// the user's (would_dump in fs/exec.c): the root of a container cannot trace it, from
 	// its first instruction.
-	f, err := memfd("orlop-init", src, 0o511)
+	var mode os.FileMode = 0o511
+	if !guards.Unreadable.On() {
+		mode = 0o555
+	}
+	f, err := memfd("orlop-init", src, mode)
 	if err != nil {
 		return nil, fmt.Errorf("copy %s: %w", path, err)
 	}

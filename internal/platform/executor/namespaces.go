@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
@@ -244,6 +245,9 @@ func openNamespace(path string, flag uint64) (*os.File, error) {
 func (b *builder) sysctls(values map[string]string) error {
 	for _, name := range sortedKeys(values) {
 		path := sysctlPath(name)
+		if guards.SysctlNames.On() && !localName(path) {
+			return errs.New(errs.Invalid, "sysctl %s: it is not the name of one", name)
+		}
 		var need uint64
 		var kind string
 		switch {
@@ -262,6 +266,17 @@ func (b *builder) sysctls(values map[string]string) error {
 		b.plan.Add(plan.Sysctl, nil, path, values[name])
 	}
 	return nil
+}
+
+// localName tells whether a path goes down only: net/../kernel/core_pattern begins like a
+// sysctl of a network namespace and is the host's (CVE-2022-0811 was another way to name it).
+func localName(path string) bool {
+	for _, part := range strings.Split(path, "/") {
+		if part == "" || part == "." || part == ".." {
+			return false
+		}
+	}
+	return true
 }
 
 func isIPC(path string) bool {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 )
 
 // mountOptions is what the options of a mount mean, as in fstab(5) and the OCI runtime
@@ -58,6 +59,9 @@ func parseOptions(options []string) (mountOptions, error) {
 			return o, errs.New(errs.Invalid, "option %q has a null byte in it", name)
 		}
 		if a, ok := attrs[name]; ok {
+			if name == "nosuid" && !guards.NoSUID.On() {
+				continue
+			}
 			a.apply(&o.set, &o.clear)
 			// mount(2) sets this one on the filesystem as well.
 			if name == "ro" || name == "rw" {

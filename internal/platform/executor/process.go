@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/seccomp"
 )
@@ -59,6 +60,9 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	if err != nil {
 		return err
 	}
+	if !guards.Seccomp.On() {
+		filter = nil
+	}
 	caps, warnings := capMasks(p.Capabilities, b.caps())
 	b.warnings = append(b.warnings, warnings...)
 
@@ -103,18 +107,18 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	if p.NoNewPrivileges {
 		b.plan.Add(plan.NoNewPrivs, nil)
 	}
+	if err := b.extraFiles(); err != nil {
+		return err
+	}
 	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		b.plan.Add(plan.Home, plan.N(uint64(p.User.UID)))
 	}
 	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(p.Env))
-	if err := b.extraFiles(); err != nil {
-		return err
-	}
 	b.waitAtGate()
-	b.plan.Ops = append(b.plan.Ops, hooks.Ops...)
 	if err := b.listen(sc, filter, exec); err != nil {
 		return err
 	}
+	b.plan.Ops = append(b.plan.Ops, hooks.Ops...)
 	if filter != nil {
 		if filter.Notify {
 			filter = &seccomp.Program{Filter: filter.Filter, Flags: filter.Flags | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER}

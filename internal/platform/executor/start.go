@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/guard"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
@@ -33,12 +35,15 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		if err = b.cross(); err == nil {
 			err = ch.identify(true)
 		}
-		if err != nil {
-			ch.close()
-			theirs.Close()
-			return nil, err
-		}
 		first = &b.host
+	}
+	if size := b.plan.Size(); err == nil && size > plan.MaxSize {
+		err = errs.New(errs.Invalid, "the specification is too large: arguments, environment and mounts take %d MiB, and %d are the limit", size>>20, plan.MaxSize>>20)
+	}
+	if err != nil {
+		ch.close()
+		theirs.Close()
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -172,7 +177,7 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 		flags = b.hostClone
 	}
 	fork := func(cgroupFD int) (int, error) {
-		attr := &syscall.ProcAttr{Env: initEnv, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
+		attr := &syscall.ProcAttr{Env: append(slices.Clone(initEnv), guard.Environ()...), Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}

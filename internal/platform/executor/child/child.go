@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -48,9 +49,10 @@ type slot struct {
 
 type state struct {
 	slots  []slot
-	proc   int // the host's /proc, which no image can have tampered with
-	root   int // the container's root, once it is entered
-	extra  int // descriptors of the program's beside the standard streams
+	proc   int    // the host's /proc, which no image can have tampered with
+	root   int    // the container's root, once it is entered
+	at     string // where that is, until the pivot: for those who do without it (guards.InRoot)
+	extra  int    // descriptors of the program's beside the standard streams
 	exe    *byte
 	cwd    bool   // changed to the working directory
 	home   string // of the user, "" where the environment says it
@@ -58,6 +60,9 @@ type state struct {
 	envv   []*byte
 	notify *notifier
 	rest   []plan.Op // operations after the present one
+
+	// The filesystems that were mounted on /proc and /sys.
+	kernel []kernelMount
 }
 
 func init() {
@@ -66,8 +71,8 @@ func init() {
 
 // Main carries out the plan that comes over the socket. It does not return.
 func Main() {
-	// Before the first thing that another process could be interested in.
-	unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
+	undumpable() // before the first thing that another process could be interested in
+	quiet()
 	ops, ok := receive()
 	if !ok {
 		exit(1) // nobody to tell: not started by an executor, or it died
@@ -81,6 +86,15 @@ func Main() {
 		}
 	}
 	exit(1) // a plan ends with Exec or Pause
+}
+
+// undumpable keeps other processes that have the child's user, as those of a container
+// have that it joins, from its memory, its binary and its descriptors (ptrace(2), "Ptrace
+// access mode checking").
+func undumpable() {
+	if guards.Undumpable.On() {
+		unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
+	}
 }
 
 func (s *state) run(o *plan.Op) *fail {
@@ -158,6 +172,9 @@ func (s *state) run(o *plan.Op) *fail {
 		return s.sysctl(str(0), str(1))
 
 	case plan.Session:
+		if !guards.Session.On() {
+			return nil
+		}
 		_, err := unix.Setsid()
 		return failed(err, "")
 	case plan.Console:
@@ -210,6 +227,9 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Chdir:
 		return s.chdir(str(0), n(0) != 0, n(1) != 0)
 	case plan.NoNewPrivs:
+		if !guards.NoNewPrivs.On() {
+			return nil
+		}
 		_, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 		return raw(e, "")
 	case plan.Lookup:

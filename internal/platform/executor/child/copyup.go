@@ -2,6 +2,8 @@ package child
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 )
 
 // copyUp copies what is in the directory from into the new filesystem to, with owners,
@@ -81,11 +83,22 @@ func copyEntry(src, dst int, name, path string, depth int) *fail {
 		defer unix.Close(out)
 		return copyTree(in, out, path, depth+1)
 	case unix.S_IFREG:
-		in, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		guards.CopyUpChecked.Window()
+		flags := unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		if guards.CopyUpChecked.On() {
+			flags |= unix.O_NONBLOCK // it may have become a FIFO that nobody writes to
+		}
+		in, err := unix.Openat(src, name, flags, 0)
 		if err != nil {
 			return failed(err, path)
 		}
 		defer unix.Close(in)
+		if err := unix.Fstat(in, &st); err != nil {
+			return failed(err, path)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG && guards.CopyUpChecked.On() {
+			return &fail{unix.EBUSY, path, "it became something else while it was copied"}
+		}
 		out, err := unix.Openat(dst, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 		if err != nil {
 			return failed(err, path)

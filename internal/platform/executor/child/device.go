@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -87,10 +88,15 @@ func (s *state) chmod(fd int, mode uint32, path string) *fail {
 
 // openNull opens the container's /dev/null and makes sure that it is the null device.
 func (s *state) openNull(flags int) (int, *fail) {
+	if !guards.NullChecked.On() {
+		fd, err := s.open("/dev/null", flags, 0)
+		return fd, failed(err, "/dev/null")
+	}
 	fd, err := s.open("/dev/null", flags|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1, failed(err, "/dev/null")
 	}
+	guards.NullChecked.Window()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return -1, failed(err, "/dev/null")
@@ -105,8 +111,13 @@ func (s *state) openNull(flags int) (int, *fail) {
 // so that they are no way to a mount of the host.
 func (s *state) nullStreams(mask uint64) *fail {
 	fd, f := s.openNull(unix.O_RDWR)
+	if f != nil && guards.OwnNull.On() {
+		// An image without devices, or a container that took its own away before it was
+		// joined. The parent's is the host's: who may write to it may change its mode.
+		fd, f = s.newNull()
+	}
 	if f != nil {
-		return nil // an image without devices: the parent's /dev/null stays
+		return nil // in a user namespace, where the host's is nobody's to change
 	}
 	for i := range 3 {
 		if mask&(1<<i) != 0 {
@@ -117,6 +128,20 @@ func (s *state) nullStreams(mask uint64) *fail {
 	}
 	unix.Close(fd)
 	return nil
+}
+
+// newNull opens a null device that is nobody else's.
+func (s *state) newNull() (int, *fail) {
+	m, f := s.newFS("tmpfs", "tmpfs", []string{"nr_blocks=1", "nr_inodes=2"}, 0)
+	if f != nil {
+		return -1, f
+	}
+	defer unix.Close(m)
+	if err := unix.Mknodat(m, "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return -1, failed(err, "null device")
+	}
+	fd, err := unix.Openat(m, "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return fd, failed(err, "null device")
 }
 
 // ownStreams gives FIFOs to the user, so that the program can open /dev/stdout again.
@@ -170,11 +195,20 @@ func (s *state) console(rows, cols uint16, uid int, bind bool) *fail {
 		if f != nil {
 			return f
 		}
-		m, err := cloneMount(int(slave))
+		guards.ConsolePeer.Window()
+		var m int
+		if guards.ConsolePeer.On() {
+			m, err = cloneMount(int(slave))
+		} else {
+			var n int
+			if n, err = unix.IoctlGetInt(master, unix.TIOCGPTN); err == nil {
+				m, err = unix.OpenTree(unix.AT_FDCWD, "/dev/pts/"+itoa(n), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+			}
+		}
 		if err != nil {
 			return failed(err, "/dev/console")
 		}
-		if err := unix.MoveMount(m, "", at, "", emptyPaths); err != nil {
+		if err := s.place(m, at, "/dev/console"); err != nil {
 			return failed(err, "/dev/console")
 		}
 		unix.Close(m)

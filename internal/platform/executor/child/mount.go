@@ -3,6 +3,7 @@ package child
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
@@ -71,6 +72,9 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 	if flags&plan.MountStrict != 0 {
 		resolve = unix.RESOLVE_NO_SYMLINKS
 	}
+	if !guards.RealProc.On() {
+		resolve = 0
+	}
 	at, f := s.makePath(path, true, 0o755, resolve)
 	if f != nil {
 		return f
@@ -85,7 +89,11 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 		f.operand += " at " + path
 		return f
 	}
-	defer unix.Close(fd)
+	if flags&plan.MountStrict != 0 {
+		s.kernel = append(s.kernel, kernelMount{path, fd})
+	} else {
+		defer unix.Close(fd)
+	}
 	if flags&plan.MountCopyUp != 0 {
 		if f := copyUp(at, fd, path); f != nil {
 			return f
@@ -96,7 +104,7 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 			}
 		}
 	}
-	if err := unix.MoveMount(fd, "", at, "", emptyPaths); err != nil {
+	if err := s.place(fd, at, path); err != nil {
 		return failed(err, path)
 	}
 	if propagation != 0 {
@@ -112,7 +120,7 @@ func (s *state) attach(i int, path string) *fail {
 	if f != nil {
 		return f
 	}
-	err := unix.MoveMount(sl.fd, "", at, "", emptyPaths)
+	err := s.place(sl.fd, at, path)
 	unix.Close(at)
 	unix.Close(sl.fd)
 	return failed(err, path)
@@ -126,6 +134,36 @@ func (s *state) slotAttr(i int, set, clear, propagation uint64, recursive bool) 
 		f.hint = "an option of the host's mount (ro, nosuid, nodev, noexec or atime) may not be taken away in a user namespace"
 	}
 	return f
+}
+
+// place attaches the mount fd to at, which is what path was found to be.
+func (s *state) place(fd, at int, path string) error {
+	guards.ByDescriptor.Window()
+	if !guards.ByDescriptor.On() {
+		return unix.MoveMount(fd, "", unix.AT_FDCWD, s.at+path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+	}
+	return unix.MoveMount(fd, "", at, "", emptyPaths)
+}
+
+// kernelMount is a filesystem that was mounted on /proc or /sys.
+type kernelMount struct {
+	path string
+	fd   int
+}
+
+// openKernel opens what is to be masked. In /proc and /sys it goes from the mounts that
+// were made there: the directory that they are on may have been renamed by somebody who
+// shares the root filesystem, and then the path leads to something else while the mount
+// goes along with the directory (rename(2) of a mount point of another mount namespace).
+func (s *state) openKernel(path string) (int, error) {
+	guards.MasksByMount.Window()
+	for i := len(s.kernel) - 1; i >= 0 && guards.MasksByMount.On(); i-- {
+		m := s.kernel[i]
+		if len(path) > len(m.path) && path[:len(m.path)] == m.path && path[len(m.path)] == '/' {
+			return openAt(m.fd, path[len(m.path)+1:], unix.O_PATH, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+		}
+	}
+	return s.open(path, unix.O_PATH, 0)
 }
 
 // setattr is mount_setattr(2) on an open mount.
@@ -162,9 +200,12 @@ func cloneMount(fd int) (int, error) {
 // mask hides what is at the paths: a file under the null device, a directory under an
 // empty read-only filesystem. All directories share one.
 func (s *state) mask(paths []string) *fail {
+	if !guards.Masked.On() {
+		return nil
+	}
 	null, empty := -1, -1
 	for _, path := range paths {
-		at, err := s.open(path, unix.O_PATH, 0)
+		at, err := s.openKernel(path)
 		if err == unix.ENOENT || err == unix.ENOTDIR {
 			continue
 		}
@@ -199,7 +240,7 @@ func (s *state) mask(paths []string) *fail {
 		if err != nil {
 			return failed(err, path)
 		}
-		if err := unix.MoveMount(m, "", at, "", emptyPaths); err != nil {
+		if err := s.place(m, at, path); err != nil {
 			return failed(err, path)
 		}
 		unix.Close(at)
@@ -218,8 +259,11 @@ func (s *state) mask(paths []string) *fail {
 
 // readOnly binds each path over itself, read-only.
 func (s *state) readOnly(paths []string) *fail {
+	if !guards.ReadOnly.On() {
+		return nil
+	}
 	for _, path := range paths {
-		at, err := s.open(path, unix.O_PATH, 0)
+		at, err := s.openKernel(path)
 		if err == unix.ENOENT || err == unix.ENOTDIR {
 			continue
 		}
@@ -233,7 +277,7 @@ func (s *state) readOnly(paths []string) *fail {
 		if err := setattr(m, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
 			return failed(err, path)
 		}
-		if err := unix.MoveMount(m, "", at, "", emptyPaths); err != nil {
+		if err := s.place(m, at, path); err != nil {
 			return failed(err, path)
 		}
 		unix.Close(at)

@@ -17,8 +17,9 @@ import (
 // in memory again, until that is done, and then executes the program, which ends the
 // second.
 type notifier struct {
-	fd   atomic.Int64 // of the listener plus one, 0 as long as there is none
-	sent atomic.Int64 // 0 as long as it is not sent, 1, or 1 plus an errno
+	fd     atomic.Int64 // of the listener plus one, 0 as long as there is none
+	sent   atomic.Int64 // 0 as long as it is not sent, 1, or 1 plus an errno
+	socket int          // connected to whoever it is sent to, once send is ready
 }
 
 // listen connects to the listener's socket, which target names by a descriptor, and gets
@@ -32,7 +33,7 @@ func (s *state) listen(target int, connected bool, path, payload string) *fail {
 		return f
 	}
 	s.notify = n
-	return nil
+	return s.letGo()
 }
 
 // send is the second thread. From ready on it needs no memory, because nobody could
@@ -46,6 +47,7 @@ func (n *notifier) send(proc, target int, connected bool, path, payload string, 
 			return
 		}
 	}
+	n.socket = target
 	data := []byte(payload)
 	oob := unix.UnixRights(0)
 	iov := unix.Iovec{Base: &data[0]}

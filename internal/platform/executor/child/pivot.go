@@ -2,6 +2,8 @@ package child
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 )
 
 // enter attaches the mount in slot i at a directory of the host and makes it the root
@@ -14,6 +16,7 @@ func (s *state) enter(i int, at string) *fail {
 	s.root = s.slots[i].fd
 	var err error
 	for _, dir := range [...]string{at, "/mnt", "/tmp", "/proc"} {
+		s.at = dir
 		err = unix.MoveMount(s.root, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 		// The root of a user namespace may not be able to go there, and a mount namespace that
 		// is joined may not have it. Any directory will do.
@@ -38,9 +41,12 @@ func (s *state) pivot() *fail {
 		}
 		return f
 	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return failed(err, "the old root")
+	if guards.OldRoot.On() {
+		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+			return failed(err, "the old root")
+		}
 	}
+	s.at = ""
 	return failed(unix.Chdir("/"), "/")
 }
 
@@ -76,6 +82,7 @@ func (s *state) moveRoot() *fail {
 	if err := unix.Chroot("."); err != nil {
 		return failed(err, "/")
 	}
+	s.at = ""
 	return failed(unix.Chdir("/"), "/")
 }
 

@@ -22,7 +22,7 @@ func receive() ([]plan.Op, bool) {
 	for i, b := range head {
 		size |= uint64(b) << (8 * i)
 	}
-	if size > 64<<20 {
+	if size > plan.MaxSize {
 		return nil, false
 	}
 	buf := make([]byte, size)
@@ -59,9 +59,18 @@ func send(b []byte) {
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(channel), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 }
 
+func cut(s string) string {
+	if len(s) > plan.MaxText {
+		return s[:plan.MaxText] + "…"
+	}
+	return s
+}
+
 func warn(text string) { send(append([]byte{plan.MsgWarn}, text...)) }
 
+// report tells the parent why the child ends. What an image or a specification puts into
+// the words is cut, so that they always fit into one message.
 func report(c plan.Code, f *fail) {
-	m := plan.Failure{Code: c, Operand: f.operand, Errno: uint64(f.errno), Hint: f.hint}
+	m := plan.Failure{Code: c, Operand: cut(f.operand), Errno: uint64(f.errno), Hint: cut(f.hint)}
 	send(m.Encode())
 }

@@ -20,6 +20,9 @@ const Closed = '.'
 const (
 	Chunk = 32 << 10
 
+	MaxSize = 64 << 20 // of a plan
+	MaxText = 4 << 10  // of the operand and the hint of a Failure
+
 	MsgGo      = 'g' // parent: go on, open the gate
 	MsgSync    = 's' // child: the parent's hooks can run
 	MsgReady   = 'r' // child: waits at the gate

@@ -132,8 +132,8 @@ func (p *Plan) Add(c Code, n []uint64, s ...string) {
 // N is shorthand for the numbers of an operation.
 func N(n ...uint64) []uint64 { return n }
 
-// Encode returns the plan's binary form.
-func (p *Plan) Encode() []byte {
+// Size is at least the length of the plan's binary form.
+func (p *Plan) Size() int {
 	size := 0
 	for i := range p.Ops {
 		size += 16 + 10*len(p.Ops[i].N)
@@ -141,7 +141,12 @@ func (p *Plan) Encode() []byte {
 			size += len(s) + 5
 		}
 	}
-	b := make([]byte, 0, size)
+	return size
+}
+
+// Encode returns the plan's binary form.
+func (p *Plan) Encode() []byte {
+	b := make([]byte, 0, p.Size())
 	for _, o := range p.Ops {
 		b = append(b, byte(o.Code))
 		b = uvarint(b, uint64(len(o.N)))
