@@ -15,47 +15,45 @@ type confined struct {
 		len    uint16
 		filter *byte
 	}
-	notify                 *notifier // who sends the listener's descriptor; nil: there is none
-	caps                   *capSets  // where the filter needed CAP_SYS_ADMIN; nil: they are set already
-	exe                    *byte
-	argv                   **byte
-	envv                   **byte
-	atSend, atCaps, atExec bool // how far it came
+	notify *notifier // who sends the listener's descriptor; nil: there is none
+	caps   *capSets  // where the filter needed CAP_SYS_ADMIN; nil: they are set already
+	exe    *byte
+	argv   **byte
+	envv   **byte
+
+	// What is said of a failure.
+	notSent, notSet []byte
+	notRun          [len(execErrors)][]byte
 }
+
+// execErrors are those that have a word of their own; 0 is any other.
+var execErrors = [...]unix.Errno{unix.ENOENT, unix.ENOEXEC, unix.E2BIG, 0}
 
 // confine installs the filter on this thread and executes the program. It returns only if
 // the filter was refused.
 func (s *state) confine(flags uintptr, filter string) *fail {
 	c := &confined{flags: flags, notify: s.notify, exe: s.exe, argv: &s.argv[0], envv: &s.envv[0]}
 	c.filter.len, c.filter.filter = uint16(len(filter)/8), unsafe.StringData(filter)
-	var operand string
+	c.notSent = prepared(plan.Seccomp, &fail{hint: "its listener did not take the descriptor"})
+	c.notSet = prepared(plan.Caps, &fail{})
 	for i := range s.rest {
 		switch o := &s.rest[i]; o.Code {
 		case plan.Caps:
 			c.caps = newCapSets(o.N[0], o.N[1], o.N[2], o.N[3])
 		case plan.Exec:
-			operand = o.S[0]
+			for i, e := range execErrors {
+				c.notRun[i] = prepared(plan.Exec, execFailed(e, o.S[0]))
+			}
 		}
 	}
-	e := c.run()
-	switch {
-	case c.atExec:
-		report(plan.Exec, execFailed(e, operand))
-	case c.atCaps:
-		report(plan.Caps, raw(e, ""))
-	case c.atSend:
-		report(plan.Seccomp, &fail{e, "", "its listener did not take the descriptor"})
-	default:
-		return raw(e, "")
-	}
-	exit(1)
-	return nil
+	return raw(c.run(), "")
 }
 
-// run makes the system calls. The filter may allow nothing but what the program itself
-// needs, and Go's scheduler needs more (futex): it gets hold of a goroutine that has run
-// for 10 ms, on a slow or busy machine this one, at the beginning of the next function that
-// checks its stack. So neither this function nor what it calls does.
+// run makes the system calls; it returns only if the filter was refused. The filter may
+// allow nothing but what the program itself needs, and Go's scheduler needs more (futex): it
+// gets hold of a goroutine that has run for 10 ms, on a slow or busy machine this one, at
+// the beginning of the next function that checks its stack. So neither this function nor
+// what it calls does, and what is said of a failure is ready before.
 //
 //go:nosplit
 func (c *confined) run() unix.Errno {
@@ -64,18 +62,36 @@ func (c *confined) run() unix.Errno {
 		return e
 	}
 	if c.notify != nil {
-		c.atSend = true
 		if e := c.notify.pass(fd); e != 0 {
-			return e
+			die(c.notSent, e)
 		}
 	}
 	if c.caps != nil {
-		c.atCaps = true
 		if e := c.caps.set(); e != 0 {
-			return e
+			die(c.notSet, e)
 		}
 	}
-	c.atExec = true
 	_, _, e = unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.exe)), uintptr(unsafe.Pointer(c.argv)), uintptr(unsafe.Pointer(c.envv)))
+	i := 0
+	for i < len(execErrors)-1 && execErrors[i] != e {
+		i++
+	}
+	die(c.notRun[i], e)
 	return e
+}
+
+func prepared(c plan.Code, f *fail) []byte {
+	m := plan.Failure{Code: c, Operand: cut(f.operand), Hint: cut(f.hint)}
+	return m.Prepare()
+}
+
+// die says a failure that was prepared and ends the process.
+//
+//go:nosplit
+func die(message []byte, e unix.Errno) {
+	plan.SetErrno(message, uint64(e))
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(channel), uintptr(unsafe.Pointer(&message[0])), uintptr(len(message)))
+	for {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
+	}
 }

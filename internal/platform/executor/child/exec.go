@@ -213,7 +213,7 @@ func (s *state) exec(operand string) *fail {
 }
 
 func execFailed(e unix.Errno, operand string) *fail {
-	f := raw(e, operand)
+	f := &fail{errno: e, operand: operand}
 	switch e {
 	case unix.ENOENT:
 		f.hint = "the file is there, but what it needs to run is not: the interpreter of its first line, or its loader"

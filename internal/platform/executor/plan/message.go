@@ -55,6 +55,21 @@ func (f *Failure) Encode() []byte {
 	return append([]byte{MsgFail}, p.Encode()...)
 }
 
+// Prepare returns the message with room for an errno, which SetErrno writes into it.
+func (f *Failure) Prepare() []byte {
+	wide := *f
+	wide.Errno = 1 << 7 // takes two bytes
+	return wide.Encode()
+}
+
+// SetErrno writes the errno into a prepared message. It needs neither memory nor stack.
+//
+//go:nosplit
+func SetErrno(prepared []byte, errno uint64) {
+	// After the kind of the message, the operation's code and how many numbers it has.
+	prepared[3], prepared[4] = 0x80|byte(errno&0x7f), byte(errno>>7)
+}
+
 // DecodeFailure reads the message of a failure, and returns false if it is not one.
 func DecodeFailure(b []byte) (Failure, bool) {
 	if len(b) == 0 || b[0] != MsgFail {

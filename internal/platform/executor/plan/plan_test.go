@@ -23,6 +23,15 @@ func TestCodec(t *testing.T) {
 		t.Errorf("got %v, bad %v, want %v", got, r.Bad, p.Ops)
 	}
 	f := Failure{Exec, "/bin/x", 2, "hint"}
+	for _, errno := range []uint64{0, 1, 2, 127, 128, 133} {
+		m := f.Prepare()
+		SetErrno(m, errno)
+		want := f
+		want.Errno = errno
+		if got, ok := DecodeFailure(m); !ok || got != want {
+			t.Errorf("prepared for %d: %+v", errno, got)
+		}
+	}
 	if got, ok := DecodeFailure(f.Encode()); !ok || got != f {
 		t.Errorf("got %v, %v", got, ok)
 	}
