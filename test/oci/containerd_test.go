@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,14 @@ func testCRI(t *testing.T, socket string) {
 		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/orlop-engines-cri", SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER}}},
 	}
+	t.Cleanup(func() { // the parent is the kubelet's, in real life
+		for _, pattern := range []string{"/sys/fs/cgroup/orlop-engines-cri", "/sys/fs/cgroup/*/orlop-engines-cri"} {
+			dirs, _ := filepath.Glob(pattern)
+			for _, d := range dirs {
+				os.Remove(d)
+			}
+		}
+	})
 	var sandbox *cri.RunPodSandboxResponse
 	if sandbox, err = client.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod}); err != nil {
 		t.Fatal(err)
@@ -153,9 +162,6 @@ func testCRI(t *testing.T, socket string) {
 		}
 		if _, err := client.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox.PodSandboxId}); err != nil {
 			t.Error(err)
-		}
-		for _, h := range []string{"", "/cpu", "/cpuacct", "/cpuset", "/memory", "/devices", "/freezer", "/blkio", "/pids", "/systemd", "/unified"} {
-			os.Remove("/sys/fs/cgroup" + h + "/orlop-engines-cri") // the kubelet's, in real life
 		}
 	}()
 	c, err := client.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: sandbox.PodSandboxId, SandboxConfig: pod, Config: &cri.ContainerConfig{
