@@ -244,8 +244,8 @@ func (h *Host) Load(path string) (*Group, error) {
 }
 
 // Children returns the names of the groups directly below path, in any hierarchy,
-// sorted; none if path does not exist. With the systemd driver they are the names of
-// units.
+// sorted; none if path does not exist. Load finds them by path/name, with either driver:
+// a unit that stands for a name without a suffix is returned as that name.
 func (h *Host) Children(path string) ([]string, error) {
 	g, err := h.group(path)
 	if err != nil {
@@ -258,6 +258,9 @@ func (h *Host) Children(path string) ([]string, error) {
 			return nil, err
 		}
 		for _, n := range sub {
+			if g.unit != nil {
+				n = g.unit.child(g.path, n)
+			}
 			names[n] = true
 		}
 	}

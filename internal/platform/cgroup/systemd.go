@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -108,6 +109,39 @@ func escape(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// unescape undoes escape.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if i+4 <= len(s) && s[i] == '\\' && s[i+1] == 'x' {
+			if c, err := strconv.ParseUint(s[i+2:i+4], 16, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// child tells by which name below p, which u stands for, a unit or directory there is
+// found: orlop-pod1.slice below /orlop is pod1.
+func (u *unit) child(p, dir string) string {
+	prefix := strings.TrimSuffix(u.slice, ".slice") + "-"
+	for _, suffix := range []string{".slice", ".scope"} {
+		name, ok := strings.CutSuffix(dir, suffix)
+		if !ok || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		name = unescape(strings.TrimPrefix(name, prefix))
+		if c, err := translate(p + "/" + name); err == nil && c.path == u.path+"/"+dir {
+			return name
+		}
+	}
+	return dir
 }
 
 const dbusWait = 30 * time.Second

@@ -47,6 +47,39 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
+// What is listed below a group is found below it.
+func TestUnitChildren(t *testing.T) {
+	for _, tt := range []struct{ path, dir, want string }{
+		{"/orlop", "orlop-pod1.slice", "pod1"},
+		{"/orlop", `orlop-pod82dc\x2dbbf1.slice`, "pod82dc-bbf1"},
+		{"/a-b", `a\x2db-pod1.slice`, "pod1"},
+		{"/orlop/pod-1", `orlop-pod\x2d1-app\x5cx.scope`, `app\x`},
+		{"/orlop", "other.slice", "other.slice"},
+		{"/orlop", "orlop-pod1-more.slice", "orlop-pod1-more.slice"},
+		{"/orlop", "mine.scope", "mine.scope"},
+		{"/orlop/pod1", "orlop-pod1-x.slice", "orlop-pod1-x.slice"},
+		{"/kubepods.slice", "kubepods-burstable.slice", "kubepods-burstable.slice"},
+		{"/orlop/pod1/app", "sub", "sub"},
+	} {
+		u, err := translate(tt.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := u.child(tt.path, tt.dir)
+		if got != tt.want {
+			t.Errorf("%s below %s is %s, want %s", tt.dir, tt.path, got, tt.want)
+		}
+		if c, err := translate(tt.path + "/" + got); err == nil && got != tt.dir && c.path != u.path+"/"+tt.dir {
+			t.Errorf("%s below %s leads to %s", got, tt.path, c.path)
+		}
+	}
+	for _, s := range []string{"", "a", "a-b", `a\x`, ".a", "ü", `\`, `\x2d`} {
+		if got := unescape(escape(s)); got != s {
+			t.Errorf("%q came back as %q", s, got)
+		}
+	}
+}
+
 func TestBitmask(t *testing.T) {
 	for in, want := range map[string][]byte{"0": {1}, "0-3,8": {15, 1}, "7, 9": {128, 2}} {
 		if got, err := bitmask(in); !slices.Equal(got, want) || err != nil {
@@ -130,6 +163,11 @@ func TestSystemd(t *testing.T) {
 	c.in.WriteString("/dev/null\n/dev/kmsg\n")
 	if a, b := c.line(t), c.line(t); a != "<nil>" || b != "operation not permitted" {
 		t.Errorf("devices: %s, %s", a, b)
+	}
+	for p, want := range map[string]string{"/" + top: "pod-1", pod.Path(): "app"} {
+		if kids, err := h.Children(p); err != nil || !slices.Equal(kids, []string{want}) {
+			t.Errorf("below %s: %v, %v", p, kids, err)
+		}
 	}
 	second := spawn(t, app, "wait") // as exec does: now by CLONE_INTO_CGROUP
 	second.line(t)
