@@ -206,7 +206,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.User:
 		return s.user(o.N)
 	case plan.Caps:
-		return caps(n(0), n(1), n(2), n(3))
+		return raw(newCapSets(n(0), n(1), n(2), n(3)).set(), "")
 	case plan.Chdir:
 		return s.chdir(str(0), n(0) != 0, n(1) != 0)
 	case plan.NoNewPrivs:
@@ -229,7 +229,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Listen:
 		return s.listen(int(n(0)), n(1) != 0, str(0), str(1))
 	case plan.Seccomp:
-		return s.seccomp(uintptr(n(0)), str(0))
+		return s.confine(uintptr(n(0)), str(0))
 	case plan.Exec:
 		return s.exec(str(0))
 	case plan.Pause:

@@ -131,26 +131,14 @@ func (s *state) clean() {
 	}
 }
 
-// seccomp installs the filter on this thread, which is the one that calls execve.
-func (s *state) seccomp(flags uintptr, filter string) *fail {
-	type program struct {
-		len    uint16
-		filter *byte
-	}
-	p := program{uint16(len(filter) / 8), unsafe.StringData(filter)}
-	fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&p)))
-	if e == 0 && s.notify != nil {
-		if e = s.notify.pass(fd); e != 0 {
-			return &fail{e, "", "its listener did not take the descriptor"}
-		}
-	}
-	return raw(e, "")
-}
-
 // exec does not return if it succeeds.
 func (s *state) exec(operand string) *fail {
 	_, _, e := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(s.exe)),
 		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])))
+	return execFailed(e, operand)
+}
+
+func execFailed(e unix.Errno, operand string) *fail {
 	f := raw(e, operand)
 	switch e {
 	case unix.ENOENT:

@@ -77,6 +77,8 @@ func (n *notifier) send(proc, target int, connected bool, path, payload string, 
 }
 
 // pass hands the descriptor over and waits until it is sent, without a system call.
+//
+//go:nosplit
 func (n *notifier) pass(fd uintptr) unix.Errno {
 	n.fd.Store(int64(fd) + 1)
 	for {

@@ -169,29 +169,40 @@ func (s *state) groupsDenied() bool {
 	return err == nil && n >= 4 && string(b[:4]) == "deny"
 }
 
-// caps sets the four sets of this thread. It may be called after the seccomp filter is
-// installed and uses no memory of the heap.
-func caps(effective, permitted, inheritable, ambient uint64) *fail {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	data := [2]unix.CapUserData{
-		{Effective: uint32(effective), Permitted: uint32(permitted), Inheritable: uint32(inheritable)},
-		{Effective: uint32(effective >> 32), Permitted: uint32(permitted >> 32), Inheritable: uint32(inheritable >> 32)},
+// capSets are the four sets of a thread (capset(2), capabilities(7)).
+type capSets struct {
+	hdr     unix.CapUserHeader
+	data    [2]unix.CapUserData
+	ambient uint64
+}
+
+func newCapSets(effective, permitted, inheritable, ambient uint64) *capSets {
+	return &capSets{
+		hdr: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+		data: [2]unix.CapUserData{
+			{Effective: uint32(effective), Permitted: uint32(permitted), Inheritable: uint32(inheritable)},
+			{Effective: uint32(effective >> 32), Permitted: uint32(permitted >> 32), Inheritable: uint32(inheritable >> 32)},
+		},
+		ambient: ambient,
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
-		return raw(e, "")
+}
+
+// set sets them on this thread. It may be called after the seccomp filter is installed.
+//
+//go:nosplit
+func (c *capSets) set() unix.Errno {
+	if _, _, e := unix.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&c.hdr)), uintptr(unsafe.Pointer(&c.data[0])), 0); e != 0 {
+		return e
 	}
-	if ambient == 0 {
-		return nil
-	}
-	for c := uintptr(0); c < 64; c++ {
-		if ambient&(1<<c) == 0 {
+	for n := uintptr(0); n < 64; n++ {
+		if c.ambient&(1<<n) == 0 {
 			continue
 		}
-		if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0, 0); e != 0 {
-			return raw(e, "ambient "+itoa(int(c)))
+		if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, n, 0, 0, 0); e != 0 {
+			return e
 		}
 	}
-	return nil
+	return 0
 }
 
 // chdir changes to the working directory, once as root and, where root may not (NFS),
