@@ -41,7 +41,6 @@ var hosts = []struct {
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
-		{pkg: "internal/network/routed", run: "^(TestWholeHostForwarding|TestRestore)$"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
 		{pkg: "test/e2e", run: "^TestNotes$"},
 	}},
