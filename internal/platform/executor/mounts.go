@@ -14,6 +14,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // Mounts come in two lots. Sources on the host are opened first ("early"), while its mounts
@@ -92,7 +93,7 @@ func (b *builder) overlay(slot uint64, r Rootfs) error {
 	}
 	args := append([]string{r.Upper, r.Work}, r.Lower...)
 	inside := flag(b.user != nil && !privileged() || inUserNS())
-	b.layers.Add(plan.Overlay, plan.N(slot, flag(r.Upper != "" && volatileOverlay()), inside, uint64(uid), uint64(gid)), append(args, r.Lower[0])...)
+	b.layers.Add(plan.Overlay, plan.N(slot, flag(r.Upper != ""), inside, uint64(uid), uint64(gid), flag(!overlay.TakesLayers())), append(args, r.Lower[0])...)
 	return nil
 }
 
@@ -451,7 +452,3 @@ func flag(b bool) uint64 {
 	}
 	return 0
 }
-
-// volatileOverlay tells whether fsync in overlays can be left out. The child falls back by
-// itself on kernels before 6.7; from then on the option is always there.
-func volatileOverlay() bool { return true }

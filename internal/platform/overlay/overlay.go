@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"golang.org/x/sys/unix"
@@ -57,17 +58,29 @@ type Layers struct {
 // Files copied up keep their data with them (no metacopy, no redirect), so that
 // the upper directory is a layer like any other afterwards.
 func Mount(l Layers) (*os.File, error) {
-	f, err := mountByFsconfig(l)
-	if err == unix.EINVAL || err == unix.ENOSYS {
-		// Before Linux 6.8 a lower directory could not be given one by one, and the
-		// value of one option is at most 256 bytes.
-		f, err = mountInNamespace(l)
+	mount := mountByFsconfig
+	if !TakesLayers() {
+		mount = mountInNamespace
 	}
+	f, err := mount(l)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(l.Lower), err)
 	}
 	return f, nil
 }
+
+// TakesLayers tells whether the kernel takes lower directories one by one (lowerdir+, Linux
+// 6.7), so that neither their names have to fit a page, nor is a place in the tree needed.
+// Before 6.5 overlayfs has no contexts of its own: it collects every option unread, and
+// complains in the kernel's log later.
+var TakesLayers = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err == unix.EPERM // cannot be told: a process with more rights will find out
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil && unix.FsconfigSetString(fs, "no such option", "") != nil
+})
 
 // fixed are options that must not follow the kernel's configured defaults.
 var fixed = [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}}
@@ -186,7 +199,7 @@ func mountData(l Layers) (string, error) {
 		data += "," + o[0] + "=" + o[1]
 	}
 	if len(data) >= os.Getpagesize() {
-		return "", errs.New(errs.Unsupported, "the names of %d layers are longer than a page; Linux 6.8 or newer has no such limit", len(l.Lower))
+		return "", errs.New(errs.Unsupported, "the names of %d layers are longer than a page; Linux 6.7 or newer has no such limit", len(l.Lower))
 	}
 	return data, nil
 }

@@ -117,7 +117,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Tree:
 		return s.tree(int(n(0)), n(1) != 0, str(0))
 	case plan.Overlay:
-		return s.overlay(int(n(0)), n(1) != 0, n(2) != 0, uint32(n(3)), uint32(n(4)), o.S)
+		return s.overlay(int(n(0)), n(1) != 0, n(2) != 0, uint32(n(3)), uint32(n(4)), n(5) != 0, o.S)
 	case plan.NewFS:
 		return s.filesystem(int(n(0)), n(1), o.S)
 	case plan.Propagate:

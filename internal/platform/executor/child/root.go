@@ -74,27 +74,13 @@ type layers struct {
 	at               string   // a directory on the host to mount on with old kernels
 }
 
-// overlay mounts the root's layers. Where the kernel cannot take them one by one, it is
-// done by mount(2); that is looked into only once it has failed.
-func (s *state) overlay(i int, volatile, inside bool, uid, gid uint32, args []string) *fail {
+// overlay mounts the root's layers; old is for kernels that do not take them one by one.
+func (s *state) overlay(i int, volatile, inside bool, uid, gid uint32, old bool, args []string) *fail {
 	l := &layers{args[0], args[1], args[2 : len(args)-1], volatile, inside, uid, gid, args[len(args)-1]}
-	f := s.overlayNew(i, l)
-	if f != nil && f.errno == unix.EINVAL && !takesLayers() {
+	if old {
 		return s.overlayOld(i, l)
 	}
-	return f
-}
-
-// takesLayers tells whether overlayfs knows lowerdir+ (Linux 6.7). Before 6.5 it has no
-// contexts of its own: options are collected unread, and what is not known fails when the
-// filesystem is made, or when they are longer than a page.
-func takesLayers() bool {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil && unix.FsconfigSetString(fs, "no such option", "") != nil
+	return s.overlayNew(i, l)
 }
 
 // overlayNew hands the layers to the kernel one by one, so their number is not limited by a

@@ -31,7 +31,7 @@ const (
 	Idmap     // N: slot, fd of a user namespace, recursive
 	Cover     // N: fd of a user namespace. S: path on the host. Attaches an id-mapped clone of the mount over itself
 	Tree      // N: slot, recursive. S: path on the host. Clones the mount tree there
-	Overlay   // N: slot, volatile, in a user namespace, uid and gid of its owner. S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
+	Overlay   // N: slot, volatile, in a user namespace, uid and gid of its owner, old kernel (lowerdir+ is not known). S: upper, work, lowers topmost first, a directory on the host to mount on with old kernels
 	NewFS     // N: slot, attr flags. S: fstype, source, options…
 	Propagate // N: MS_* flags. S: path
 	Root      // N: slot. S: directory on the host that the root is mounted on until the pivot
