@@ -81,6 +81,9 @@ func immutable(old, new Spec) string {
 	}
 	a, b := reflect.ValueOf(blank(old)), reflect.ValueOf(blank(new))
 	for i := range a.NumField() {
+		if !a.Type().Field(i).IsExported() { // not of the manifest
+			continue
+		}
 		x, _ := json.Marshal(a.Field(i).Interface())
 		y, _ := json.Marshal(b.Field(i).Interface())
 		if string(x) != string(y) {

@@ -18,24 +18,16 @@ import (
 func idlePods(t *testing.T) *Pods {
 	t.Helper()
 	dir := t.TempDir()
-	p := &Pods{o: Options{Root: dir, Run: dir}, log: slog.New(slog.DiscardHandler), workers: make(map[Key]*worker)}
 	db, err := store.Open(filepath.Join(dir, "state.db"), store.Volatile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if p.manifests, err = store.NewBucket[manifest](db, "pod.manifests"); err != nil {
+	p, err := Open(context.Background(), Options{Root: dir, Run: dir, Durable: db, Volatile: db, CgroupParent: "/none", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if p.configs, err = store.NewBucket[Config](db, "pod.configs"); err != nil {
-		t.Fatal(err)
-	}
-	if p.states, err = store.NewBucket[state](db, "pod.states"); err != nil {
-		t.Fatal(err)
-	}
-	if p.events, err = openEvents(db); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { p.Close() })
 	return p
 }
 
