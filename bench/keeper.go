@@ -19,7 +19,7 @@ type keeperStarter struct {
 }
 
 func (k *keeperStarter) Name() string             { return "orlop" }
-func (k *keeperStarter) Version() (string, error) { return version(k.bin+"/orlop", "version") }
+func (k *keeperStarter) Version() (string, error) { return version(k.bin+"/orlop", "--version") }
 func (k *keeperStarter) Group() group             { return k.group }
 
 // run is on tmpfs, and short, since a socket's path must be.
@@ -34,8 +34,12 @@ func (k *keeperStarter) Start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := ext4.Spread(k.dir); err != nil {
+	if bare, err := ext4.NoJournal(k.dir); err != nil {
 		return err
+	} else if bare {
+		if err := ext4.Spread(k.dir); err != nil {
+			return err
+		}
 	}
 	log := filepath.Join(k.dir, "keeper.log")
 	if _, err := k.group.spawn(log, k.bin+"/orlop-keeper", "-dir", k.run(), "-init", k.bin+"/orlop-init"); err != nil {

@@ -57,6 +57,14 @@ Written by %s on %s: Orlop and what the distribution packages, side by side in %
 	p("\n## How\n\nThe run has mount, network, PID and IPC namespaces of its own and its registry on their loopback, so it leaves nothing behind however it ends. CPU time is\nread from a control group that holds a runtime's processes and those of its containers, and goes on to %s after the answer. The first start of each\nround warms caches and is not counted. containerd runs pods by CRI on the reference bridge and portmap plugins with a pause container; podman runs single containers\non the same plugins; all with the default seccomp profile, a memory limit and CPU shares. `bench -help` lists what can be changed.\n", aftermath)
 }
 
+// ratio is empty where there is nothing to divide by.
+func ratio(ours, theirs float64) string {
+	if theirs <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", ours/theirs)
+}
+
 type printer = func(string, ...any)
 
 func (r *results) writePods(p printer) {
@@ -93,7 +101,7 @@ func (r *results) writePods(p printer) {
 		}
 		for _, x := range r.Runtimes {
 			if us != nil && x != us {
-				p(" %.2f |", row.value(us)/row.value(x))
+				p(" %s |", ratio(row.value(us), row.value(x)))
 			}
 		}
 		p("\n")
@@ -113,7 +121,7 @@ func (r *results) writeContainers(p printer) {
 		}
 		for _, x := range r.Containers {
 			if us != nil && x != us {
-				p(" %.2f |", value(us)/value(x))
+				p(" %s |", ratio(value(us), value(x)))
 			}
 		}
 		p("\n")

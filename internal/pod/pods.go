@@ -107,8 +107,10 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	if err := os.MkdirAll(containers, 0o755); err != nil {
 		return nil, err
 	}
-	if err := ext4.Spread(containers); err != nil {
-		o.Log.Warn("starts of containers may be slowed down by what was deleted shortly before", "error", err)
+	if bare, err := ext4.NoJournal(containers); err == nil && bare {
+		if err := ext4.Spread(containers); err != nil {
+			o.Log.Warn("starts of containers are slowed down by what was deleted shortly before", "error", err)
+		}
 	}
 	if p.driven, err = openDriven(p); err != nil {
 		return nil, err

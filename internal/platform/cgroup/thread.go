@@ -2,15 +2,49 @@ package cgroup
 
 import (
 	"errors"
+	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// TakesThreads tells whether SpawnOnThread has something to gain over Spawn: on Hybrid.
-// On V1 it is not done, because there the group's list of processes, by which it is
-// killed, would show the caller's process while its thread is inside.
+// TakesThreads tells whether SpawnOnThread may be used, and has something to gain: on
+// Hybrid, in a group where nothing can stop the thread, since all of its process would
+// wait for it: not below an exhausted quota, nor in a group that is frozen. On V1 it is
+// not done, because there the group's list of processes, by which it is killed, would
+// show the caller's process while its thread is inside.
 func (g *Group) TakesThreads() bool {
-	return g.host.layout.Mode == Hybrid && !g.pendingScope()
+	return g.host.layout.Mode == Hybrid && !g.pendingScope() && !g.throttles() && !g.freezes()
+}
+
+// throttles tells whether the group or one above it has a CPU quota that others may have
+// used up. Its own does not count while it is empty: a start needs a fraction of the least.
+func (g *Group) throttles() bool {
+	t, ok := g.host.hierarchyOf("cpu")
+	if !ok {
+		return false
+	}
+	for rel := g.rel; rel != "/"; rel = path.Dir(rel) {
+		quota, err := read(t.mount+rel, "cpu.cfs_quota_us")
+		if err == nil && strings.TrimSpace(quota) != "-1" && (rel != g.rel || !g.Empty()) {
+			return true
+		}
+	}
+	return false
+}
+
+// freezes tells whether the group is in, or below, a frozen group of v1.
+func (g *Group) freezes() bool {
+	t, ok := g.host.hierarchyOf("freezer")
+	if !ok {
+		return false
+	}
+	for rel := g.rel; rel != "/"; rel = path.Dir(rel) { // a group's state tells those above too
+		if state, err := read(t.mount+rel, "freezer.state"); err == nil {
+			return strings.TrimSpace(state) != "THAWED"
+		}
+	}
+	return false
 }
 
 // SpawnOnThread is Spawn for a clone that forks from the calling thread: that thread

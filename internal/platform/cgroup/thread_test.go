@@ -84,3 +84,43 @@ func TestSpawnOnThread(t *testing.T) {
 		}
 	})
 }
+
+// Where somebody could stop the thread, it does not enter.
+func TestThreadsStayOut(t *testing.T) {
+	on(t, func(t *testing.T, h *Host) {
+		if h.layout.Mode != Hybrid {
+			if g, err := h.group("/any"); err != nil || g.TakesThreads() {
+				t.Errorf("%s: threads enter; %v", h.layout.Mode, err)
+			}
+			return
+		}
+		quota := &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(int64(50_000)), Period: to(uint64(100_000))}}
+		p := root(t, h)
+		pod, err := h.Create(p+"/pod", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, err := h.Create(p+"/pod/own", quota)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !pod.TakesThreads() || !own.TakesThreads() {
+			t.Errorf("no quota: %v; one that nobody has used: %v", pod.TakesThreads(), own.TakesThreads())
+		}
+		spawn(t, own, "wait").line(t)
+		if own.TakesThreads() {
+			t.Error("a thread would enter a group whose quota others use")
+		}
+		limited, err := h.Create(p+"/limited", quota)
+		if err != nil {
+			t.Fatal(err)
+		}
+		below, err := h.Create(p+"/limited/below", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if limited.Empty() && below.TakesThreads() {
+			t.Error("a thread would enter below a quota")
+		}
+	})
+}

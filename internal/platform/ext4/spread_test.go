@@ -45,13 +45,19 @@ func TestSpread(t *testing.T) {
 			}
 			defer f.Close()
 			flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-			if err != nil || flags&topDir != 0 != bare {
+			if err != nil || flags&topDir == 0 {
 				t.Errorf("flags %#x, %v", flags, err)
+			}
+			if got, err := NoJournal(dir); got != bare || err != nil {
+				t.Errorf("NoJournal: %v, %v", got, err)
 			}
 		})
 	}
 	if err := Spread("/proc"); err != nil {
 		t.Errorf("another filesystem: %v", err)
+	}
+	if bare, err := NoJournal("/proc"); bare || err != nil {
+		t.Errorf("another filesystem: %v, %v", bare, err)
 	}
 	if err := Spread("/no/such/directory"); err == nil {
 		t.Error("no directory, no error")
