@@ -116,7 +116,11 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 // attach puts the mount in slot i at path.
 func (s *state) attach(i int, path string) *fail {
 	sl := s.slots[i]
-	at, f := s.makePath(path, sl.dir, 0o755, 0)
+	mode := uint32(0o644)
+	if sl.dir {
+		mode = 0o755
+	}
+	at, f := s.makePath(path, sl.dir, mode, 0)
 	if f != nil {
 		return f
 	}
