@@ -195,7 +195,7 @@ func invalidCases() []Case {
 		}},
 		bad("root-missing", func(s *specs.Spec) { s.Root.Path = "nothing" }),
 		bad("root-file", func(s *specs.Spec) { s.Root.Path = "config.json" }),
-		bad("root-empty", func(s *specs.Spec) { s.Root.Path = "" }),
+		bad("root-empty", func(s *specs.Spec) { s.Root.Path = ""; s.Process.Args = []string{"/bin/sh"} }),
 		bad("rlimit-type", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_BOGUS", Soft: 1, Hard: 1}} }),
 		bad("rlimit-soft-over-hard", func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 5}}

@@ -139,7 +139,7 @@ func TestEnvironment(t *testing.T) {
 		want string
 	}{
 		{0, nil, "HOME=/root"}, {1000, nil, "HOME=/home/user"}, {5, nil, "HOME=/"}, {7, nil, "HOME=/"}, {12345, nil, "HOME=/"},
-		{1000, []string{"A=1", "B=", "A=2", "HOME=/a", "HOME="}, "B=|A=2|HOME=/a"}, {1000, []string{"HOME="}, "HOME=/home/user"},
+		{1000, []string{"A=1", "B=", "A=2", "HOME=/a", "HOME="}, "B=|A=2|HOME=/home/user"}, {1000, []string{"HOME="}, "HOME=/home/user"},
 	} {
 		for _, exec := range []bool{false, true} {
 			args := []string{"/bin/cat", "/proc/self/environ"}

@@ -155,11 +155,10 @@ func environment(list []string) []string {
 	env := make([]string, 0, len(list))
 	for _, e := range slices.Backward(list) {
 		name, value, _ := strings.Cut(e, "=")
-		if seen[name] || name == "HOME" && value == "" {
-			continue
+		if !seen[name] && (name != "HOME" || value != "") {
+			env = append(env, e)
 		}
 		seen[name] = true
-		env = append(env, e)
 	}
 	slices.Reverse(env)
 	return env

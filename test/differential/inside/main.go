@@ -47,6 +47,10 @@ func env(name string) []string {
 }
 
 func main() {
+	if len(env("INSIDE_HOLD")) > 0 { // outside: it is there for its namespaces
+		await()
+		return
+	}
 	process()
 	descriptors()
 	names()
@@ -72,16 +76,7 @@ func main() {
 	if v, _ := syscall.Getenv("INSIDE_STDERR"); v != "" {
 		write(2, v)
 	}
-	var b [64]byte
-	for {
-		n, err := syscall.Read(0, b[:])
-		if err == syscall.EINTR {
-			continue
-		}
-		if n <= 0 || b[0] == '.' {
-			break
-		}
-	}
+	await()
 	code := 0
 	if v, _ := syscall.Getenv("INSIDE_CODE"); v != "" {
 		code, _ = strconv.Atoi(v)
@@ -91,6 +86,20 @@ func main() {
 		unix.Kill(unix.Getpid(), syscall.Signal(n))
 	}
 	syscall.Exit(code)
+}
+
+// await waits for the end of the standard input, or for a full stop from a terminal.
+func await() {
+	var b [64]byte
+	for {
+		n, err := syscall.Read(0, b[:])
+		if err == syscall.EINTR {
+			continue
+		}
+		if n <= 0 || b[0] == '.' {
+			return
+		}
+	}
 }
 
 func write(fd int, s string) {
