@@ -158,6 +158,7 @@ func (b *Bundle) UserNamespace(t testing.TB, uid, size uint32) {
 func (b *Bundle) Hold(t testing.TB, flags uintptr) string {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(suite.work, "inside"))
+	cmd.Env = []string{"INSIDE_HOLD=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
 	if flags&syscall.CLONE_NEWUSER != 0 {
 		m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}

@@ -46,6 +46,9 @@ func namespaceCases() []Case {
 				b.UserNamespace(t, 100000, 65536)
 			}
 			b.Namespace(kind, b.Hold(t, files[kind].flag)+"/"+file)
+			if kind == specs.MountNamespace {
+				b.Env("INSIDE_NOT_ALONE", "1")
+			}
 			if kind == specs.UserNamespace {
 				b.Spec.Linux.UIDMappings, b.Spec.Linux.GIDMappings = nil, nil
 			}

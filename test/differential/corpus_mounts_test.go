@@ -56,14 +56,14 @@ func mountCases() []Case {
 		memory("tmpfs-inode64", "inode64"), memory("tmpfs-mpol", "mpol=local"),
 		{"tmpfs-over-directory", func(t testing.TB, b *Bundle) {
 			b.File(t, "rootfs/var/file", "x")
-			os.Chmod(b.Path("rootfs/var"), 0o1770)
+			os.Chmod(b.Path("rootfs/var"), os.ModeSticky|0o770)
 			os.Chown(b.Path("rootfs/var"), 12, 13)
 			b.Mount("/var", "tmpfs", "tmpfs")
 		}},
 		{"tmpfs-copy-up", func(t testing.TB, b *Bundle) {
 			b.File(t, "rootfs/var/deep/file", "x")
 			link(t, "deep/file", b.Path("rootfs/var/link"))
-			os.Chmod(b.Path("rootfs/var/deep"), 0o2750)
+			os.Chmod(b.Path("rootfs/var/deep"), os.ModeSetgid|0o750)
 			os.Chown(b.Path("rootfs/var/deep/file"), 12, 13)
 			b.Mount("/var", "tmpfs", "tmpfs", "tmpcopyup")
 			b.Env("INSIDE_READ", "/var/deep/file")

@@ -110,7 +110,7 @@ func allowed() []specs.LinuxSyscall {
 		"execve", "brk", "arch_prctl", "mmap", "munmap", "mprotect", "madvise", "read", "write", "open", "openat", "close", "fstat", "newfstatat", "lstat", "stat",
 		"futex", "sched_yield", "sched_getaffinity", "sched_getattr", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "gettid", "getpid", "getppid",
 		"getsid", "getpgid", "getcwd", "umask", "keyctl", "fcntl", "ioctl", "uname", "prlimit64", "getrlimit", "getresuid", "getresgid", "getgroups", "capget", "prctl", "ioprio_get",
-		"personality", "get_mempolicy", "socket", "getdents64", "readlink", "readlinkat", "mknodat", "mknod", "unlink", "unlinkat", "exit", "exit_group", "clone", "clone3",
+		"personality", "get_mempolicy", "socket", "statfs", "fstatfs", "close_range", "openat2", "dup3", "fsopen", "fsmount", "fsconfig", "move_mount", "epoll_wait", "poll", "capset", "getdents64", "readlink", "readlinkat", "mknodat", "mknod", "unlink", "unlinkat", "exit", "exit_group", "clone", "clone3",
 		"nanosleep", "clock_gettime", "tgkill", "getrandom", "set_robust_list", "rseq", "pread64", "epoll_create1", "epoll_ctl", "epoll_pwait", "pipe2", "eventfd2",
 		"set_tid_address", "access", "restart_syscall", "mincore", "timer_create", "timer_settime", "timer_delete", "setitimer",
 	}}}
@@ -195,7 +195,7 @@ func invalidCases() []Case {
 		}},
 		bad("root-missing", func(s *specs.Spec) { s.Root.Path = "nothing" }),
 		bad("root-file", func(s *specs.Spec) { s.Root.Path = "config.json" }),
-		bad("root-empty", func(s *specs.Spec) { s.Root.Path = "" }),
+		bad("root-empty", func(s *specs.Spec) { s.Root.Path = ""; s.Process.Args = []string{"/bin/sh"} }),
 		bad("rlimit-type", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_BOGUS", Soft: 1, Hard: 1}} }),
 		bad("rlimit-soft-over-hard", func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 5}}

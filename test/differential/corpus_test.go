@@ -125,7 +125,7 @@ func processCases() []Case {
 			s.Process.Capabilities = everyCapability()
 			s.Process.NoNewPrivileges = false
 		}),
-		with("capabilities-beyond-the-host's", func(s *specs.Spec) {
+		with("capabilities-beyond-the-machine", func(s *specs.Spec) {
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: allCapabilities, Effective: allCapabilities, Permitted: allCapabilities}
 		}),
 		with("capabilities-inheritable", func(s *specs.Spec) { s.Process.Capabilities.Inheritable = []string{"CAP_CHOWN"} }),

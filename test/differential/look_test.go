@@ -72,47 +72,48 @@ func whose(link, host string, b *Bundle) string {
 	return "its own"
 }
 
-// mountTable notes every mount by where it is, with what it lies on. Numbers of mounts,
-// devices and peer groups tell nothing and are left out.
+// mountTable notes every mount by where it is, with what it lies on; of several on one
+// place the first is the lowest. Numbers of mounts, devices and peer groups tell nothing
+// and are left out.
 func mountTable(mountinfo string, out Outcome) {
-	at := map[string]string{}
-	type mount struct{ parent, key, value string }
-	var all []mount
-	count := map[string]int{}
+	type mount struct{ id, parent, point, value string }
+	var all []*mount
+	byID := map[string]*mount{}
+	sorted := func(list string) string {
+		l := strings.Split(list, ",")
+		slices.Sort(l)
+		return strings.Join(l, ",")
+	}
 	for line := range strings.Lines(mountinfo) {
-		f := strings.Fields(line)
+		f := strings.Fields(line) // proc_pid_mountinfo(5)
 		sep := slices.Index(f, "-")
 		if sep < 6 || len(f) < sep+4 {
 			continue
 		}
-		point := f[4]
-		at[f[0]] = point
-		count[point]++
-		key := "mount " + point
-		if n := count[point]; n > 1 {
-			key += fmt.Sprintf(" (%d)", n)
-		}
 		var peers []string
 		for _, p := range f[6:sep] {
-			kind, _, _ := strings.Cut(p, ":")
-			if kind != "propagate_from" {
+			if kind, _, _ := strings.Cut(p, ":"); kind != "propagate_from" {
 				peers = append(peers, kind)
 			}
 		}
-		slices.Sort(peers)
-		super := strings.Split(f[sep+3], ",")
-		slices.Sort(super)
-		options := strings.Split(f[5], ",")
-		slices.Sort(options)
-		all = append(all, mount{f[1], key, fmt.Sprintf("%s of %s, root %s, options %s, super %s, propagation %s", f[sep+1], f[sep+2], f[3], strings.Join(options, ","), strings.Join(super, ","), strings.Join(peers, ","))})
+		m := &mount{f[0], f[1], f[4], fmt.Sprintf("%s of %s, root %s, options %s, super %s, propagation %s",
+			f[sep+1], f[sep+2], f[3], sorted(f[5]), sorted(f[sep+3]), sorted(strings.Join(peers, ",")))}
+		all = append(all, m)
+		byID[m.id] = m
 	}
-	for i, m := range all {
-		parent := at[m.parent]
-		if parent == "" {
-			parent = "nothing seen"
+	for _, m := range all {
+		below, parent := 1, "nothing seen"
+		for p := byID[m.parent]; p != nil && p != m; p = byID[p.parent] {
+			if parent = p.point; parent != m.point {
+				break
+			}
+			below++
 		}
-		out[m.key] = m.value + ", on " + parent
-		_ = i
+		key := "mount " + m.point
+		if below > 1 {
+			key += fmt.Sprintf(" (%d)", below)
+		}
+		out[key] = m.value + ", on " + parent
 	}
 }
 
@@ -154,12 +155,16 @@ func cgroupFiles(controllers, dir string, out Outcome) {
 	if root == "" {
 		return
 	}
+	hybrid := hierarchies()["memory"] != ""
 	entries, err := os.ReadDir(filepath.Join(root, dir))
 	if err != nil {
 		out["cgroup files "+controllers] = reason(err)
 		return
 	}
 	for _, e := range entries {
+		if hybrid && (strings.HasPrefix(e.Name(), "hugetlb.") || e.Name() == "cgroup.controllers") {
+			continue // it depends on what a neighbour asked for before
+		}
 		if e.IsDir() || dir == "/" || slices.ContainsFunc(volatile, func(v string) bool { return strings.Contains(e.Name(), v) }) {
 			continue
 		}

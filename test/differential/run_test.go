@@ -130,9 +130,11 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 	out["ran"] = strconv.FormatBool(complete)
 	if complete {
 		pid, err := awaitPID(ctx, b.Path("pid"))
-		if err != nil {
+		switch {
+		case b.NoStdin: // it does not wait to be looked at
+		case err != nil:
 			out["pid file"] = err.Error()
-		} else {
+		default:
 			ownIDs(out, pid, cmd.Process.Pid)
 			lookAt(pid, b, out)
 		}
@@ -237,9 +239,13 @@ func readReport(r io.Reader) (out Outcome, complete bool) {
 // ownIDs replaces the numbers of processes in what the program inside said of itself.
 func ownIDs(out Outcome, pid, runtime int) {
 	words := strings.Fields(out["ids"])
+	self := ""
+	if len(words) > 1 && words[1] != "1" {
+		self = words[1] // in a namespace that others are in, too
+	}
 	for i, w := range words {
 		switch w {
-		case strconv.Itoa(pid):
+		case strconv.Itoa(pid), self:
 			words[i] = "$PID"
 		case strconv.Itoa(runtime):
 			words[i] = "$RUNTIME"
@@ -285,12 +291,13 @@ var classes = []struct {
 	re   *regexp.Regexp
 }{
 	{"none", regexp.MustCompile(`^\s*$`)},
-	{"program not found", regexp.MustCompile(`(?i)executable file not found|exec: "[^"]*": (stat [^ ]*: )?no such file|program [^:]*: (it )?(is )?not (found|there)|no such file or directory.*program`)},
+	{"program not found", regexp.MustCompile(`(?i)executable file not found|exec: "[^"]*": (stat [^ ]*: )?no such file|find executable [^:]*: no such file|program [^:]*: (it )?(is )?not (found|there)|no such file or directory.*program`)},
 	{"program not executable", regexp.MustCompile(`(?i)exec[^:]*:.*(permission denied|format error|is a directory)|program.*(permission denied|format error|not executable|is a directory)`)},
 }
 
 // classify says of which kind an error is.
 func classify(text string) string {
+	text = strings.ReplaceAll(text, `\"`, `"`) // as it is in a log
 	for _, c := range classes {
 		if c.re.MatchString(text) {
 			return c.name

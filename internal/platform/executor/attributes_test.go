@@ -129,7 +129,8 @@ func TestExecAttributes(t *testing.T) {
 	}
 }
 
-// TestEnvironment: a program's environment is what is given, and HOME.
+// TestEnvironment: a program's environment is what is given, and HOME. Of a variable that
+// is given twice the later value counts.
 func TestEnvironment(t *testing.T) {
 	passwd := "# a comment\nroot:x:0:0:root:/root:/bin/sh\nbroken:x:5\nuser:x:1000:1000::/home/user:\nuser:x:1000:1000::/second:/bin/sh\nnone:x:7:7::"
 	for _, tt := range []struct {
@@ -138,7 +139,7 @@ func TestEnvironment(t *testing.T) {
 		want string
 	}{
 		{0, nil, "HOME=/root"}, {1000, nil, "HOME=/home/user"}, {5, nil, "HOME=/"}, {7, nil, "HOME=/"}, {12345, nil, "HOME=/"},
-		{1000, []string{"A=1", "A=2", "HOME=", "alone"}, "A=1|A=2|HOME=|alone"},
+		{1000, []string{"A=1", "B=", "A=2", "HOME=/a", "HOME="}, "B=|A=2|HOME=/home/user"}, {1000, []string{"HOME="}, "HOME=/home/user"},
 	} {
 		for _, exec := range []bool{false, true} {
 			args := []string{"/bin/cat", "/proc/self/environ"}
@@ -157,6 +158,17 @@ func TestEnvironment(t *testing.T) {
 			if got := strings.ReplaceAll(strings.TrimSuffix(out, "\x00"), "\x00", "|"); got != tt.want {
 				t.Errorf("user %d, %q: got %q, want %q", tt.uid, tt.env, got, tt.want)
 			}
+		}
+	}
+}
+
+// TestNoVariable: what is no variable is refused.
+func TestNoVariable(t *testing.T) {
+	for _, e := range []string{"alone", "=value", ""} {
+		s := spec("/bin/true")
+		s.Process.Env = []string{"A=1", e}
+		if _, err := shared.Create(contextT(t), Config{ID: "x", Spec: s, Rootfs: layers(t, image(t))}); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%q: %v, want an error of the kind invalid", e, err)
 		}
 	}
 }

@@ -55,9 +55,10 @@ var hierarchies = sync.OnceValues(func() ([]hierarchy, error) {
 	return hs, nil
 })
 
-// cgroups shows the container its control groups at dest. With a cgroup namespace every
-// hierarchy is mounted anew, and its root is the container's group; without one the
-// group's directory is bound, so that nothing above it can be seen. On V1 and Hybrid the
+// cgroups shows the container its control groups at dest, in the hierarchies in which it
+// has one of its own. With a cgroup namespace the hierarchy is mounted anew, and its root
+// is the container's group; without one the group's directory is bound, so that nothing
+// above it can be seen. On V1 and Hybrid the
 // hierarchies are directories of a small read-only filesystem.
 func (b *builder) cgroups(dest string, o mountOptions) error {
 	hs, err := hierarchies()
@@ -77,6 +78,9 @@ func (b *builder) cgroups(dest string, o mountOptions) error {
 	}
 	b.late.Add(plan.Mount, plan.N(attr&^unix.MOUNT_ATTR_RDONLY, 0, o.propagation), dest, "tmpfs", "tmpfs", "mode=755", "size=64k")
 	for _, h := range hs {
+		if b.cgroup != nil && b.groupDir(h) == "" {
+			continue // what is there is of a group above, and others' groups are below it
+		}
 		at := path.Join(dest, h.name)
 		if err := b.hierarchy(h, at, attr, 0); err != nil {
 			return err
@@ -115,11 +119,7 @@ func (b *builder) hierarchy(h hierarchy, at string, attr, propagation uint64) er
 	}
 	dir := h.point
 	if b.cgroup != nil {
-		for c, d := range b.cgroup.Dirs() {
-			if c == "" && h.v2 || !h.v2 && slices.Contains(h.options, c) {
-				dir = d
-			}
-		}
+		dir = b.groupDir(h)
 	} else if own := ownGroup(h); own != "" {
 		dir = filepath.Join(h.point, own)
 	}
@@ -128,6 +128,17 @@ func (b *builder) hierarchy(h hierarchy, at string, attr, propagation uint64) er
 	b.late.Add(plan.SlotAttr, plan.N(slot, attr, 0, unix.MS_PRIVATE, 0))
 	b.late.Add(plan.Attach, plan.N(slot), at)
 	return nil
+}
+
+// groupDir is the directory of the container's group in a hierarchy; "" if it has none
+// there, because nothing is limited.
+func (b *builder) groupDir(h hierarchy) string {
+	for c, dir := range b.cgroup.Dirs() {
+		if c == "" && h.v2 || !h.v2 && slices.Contains(h.options, c) {
+			return dir
+		}
+	}
+	return ""
 }
 
 // ownGroup is where this process is in a hierarchy (cgroups(7), /proc/PID/cgroup).

@@ -32,6 +32,11 @@ func checkProcess(p *specs.Process) error {
 			}
 		}
 	}
+	for _, e := range p.Env {
+		if strings.IndexByte(e, '=') <= 0 {
+			return errs.New(errs.Invalid, "process.env: %q is not name=value", e)
+		}
+	}
 	if a := p.OOMScoreAdj; a != nil && (*a < -1000 || *a > 1000) {
 		return errs.New(errs.Invalid, "process.oomScoreAdj: %d is not in -1000–1000", *a)
 	}

@@ -167,10 +167,7 @@ type hookPlan struct {
 // hooks reads the specification's hooks. What is run by the child is returned: before
 // the pivot, and after the gate.
 func (b *builder) hooks(c *Config) (created, started plan.Plan, err error) {
-	b.hook.state = specs.State{Version: c.Spec.Version, ID: c.ID, Status: specs.StateCreating, Bundle: c.Bundle, Annotations: c.Spec.Annotations}
-	if b.hook.state.Version == "" {
-		b.hook.state.Version = specs.Version
-	}
+	b.hook.state = specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateCreating, Bundle: c.Bundle, Annotations: c.Spec.Annotations}
 	h := c.Spec.Hooks
 	if h == nil {
 		return created, started, nil

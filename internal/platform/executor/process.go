@@ -110,10 +110,11 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	if err := b.extraFiles(); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+	env := environment(p.Env)
+	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		b.plan.Add(plan.Home, plan.N(uint64(p.User.UID)))
 	}
-	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(p.Env))
+	b.plan.Add(plan.Lookup, nil, p.Args[0], searchPath(env))
 	b.waitAtGate()
 	if err := b.listen(sc, filter, exec); err != nil {
 		return err
@@ -134,7 +135,7 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	if late {
 		b.plan.Add(plan.Caps, plan.N(caps.effective, caps.permitted, caps.inheritable, caps.ambient))
 	}
-	b.plan.Add(plan.Exec, plan.N(uint64(len(p.Args))), append(append([]string{}, p.Args...), p.Env...)...)
+	b.plan.Add(plan.Exec, plan.N(uint64(len(p.Args))), append(append([]string{}, p.Args...), env...)...)
 	return nil
 }
 
@@ -145,4 +146,20 @@ func searchPath(env []string) string {
 		}
 	}
 	return defaultPath
+}
+
+// environment leaves out variables that are set again later: getenv(3) finds the first of
+// several, and who appends to a list means the last. An empty HOME is none.
+func environment(list []string) []string {
+	seen := make(map[string]bool, len(list))
+	env := make([]string, 0, len(list))
+	for _, e := range slices.Backward(list) {
+		name, value, _ := strings.Cut(e, "=")
+		if !seen[name] && (name != "HOME" || value != "") {
+			env = append(env, e)
+		}
+		seen[name] = true
+	}
+	slices.Reverse(env)
+	return env
 }

@@ -178,9 +178,6 @@ func devices() {
 	}
 }
 
-// mounts are as the kernel tells them, for tests that look from the inside.
-func mounts() { say("content mountinfo", content("/proc/self/mountinfo")) }
-
 // calls makes system calls whose arguments are no good, so that nothing comes of them but
 // an error. A seccomp filter or a lack of capabilities gives another one.
 func calls() {

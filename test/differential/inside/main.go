@@ -47,6 +47,10 @@ func env(name string) []string {
 }
 
 func main() {
+	if len(env("INSIDE_HOLD")) > 0 { // outside: it is there for its namespaces
+		await()
+		return
+	}
 	process()
 	descriptors()
 	names()
@@ -54,34 +58,25 @@ func main() {
 	privileges()
 	scheduling()
 	network()
-	for _, dir := range append([]string{"/"}, env("INSIDE_TREES")...) {
-		tree(dir, 0)
+	if len(env("INSIDE_NOT_ALONE")) == 0 { // in a mount namespace of its own
+		tree("/", 0)
+		for _, path := range touched {
+			touch(path)
+		}
+		devices()
 	}
 	for _, path := range env("INSIDE_READ") {
 		say("content "+path, content(path))
 	}
-	for _, path := range append(touched, env("INSIDE_TOUCH")...) {
+	for _, path := range env("INSIDE_TOUCH") {
 		touch(path)
 	}
-	devices()
 	calls()
-	if len(env("INSIDE_MOUNT")) > 0 {
-		mounts()
-	}
 	write(1, report.String()+done)
 	if v, _ := syscall.Getenv("INSIDE_STDERR"); v != "" {
 		write(2, v)
 	}
-	var b [64]byte
-	for {
-		n, err := syscall.Read(0, b[:])
-		if err == syscall.EINTR {
-			continue
-		}
-		if n <= 0 || b[0] == '.' {
-			break
-		}
-	}
+	await()
 	code := 0
 	if v, _ := syscall.Getenv("INSIDE_CODE"); v != "" {
 		code, _ = strconv.Atoi(v)
@@ -91,6 +86,20 @@ func main() {
 		unix.Kill(unix.Getpid(), syscall.Signal(n))
 	}
 	syscall.Exit(code)
+}
+
+// await waits for the end of the standard input, or for a full stop from a terminal.
+func await() {
+	var b [64]byte
+	for {
+		n, err := syscall.Read(0, b[:])
+		if err == syscall.EINTR {
+			continue
+		}
+		if n <= 0 || b[0] == '.' {
+			return
+		}
+	}
 }
 
 func write(fd int, s string) {

@@ -54,6 +54,7 @@ type state struct {
 	at     string // where that is, until the pivot: for those who do without it (guards.InRoot)
 	extra  int    // descriptors of the program's beside the standard streams
 	exe    *byte
+	made   bool   // makePath made the directory at the end of its path
 	cwd    bool   // changed to the working directory
 	home   string // of the user, "" where the environment says it
 	argv   []*byte

@@ -9,7 +9,9 @@ import (
 // copyUp copies what is in the directory from into the new filesystem to, with owners,
 // modes and times, for the mount option tmpcopyup. Neither is visible to anybody else in
 // that moment but through a volume, and no link is followed.
-func copyUp(from, to int, path string) *fail {
+//
+// keep tells that the new filesystem's root has the mode that was asked for.
+func copyUp(from, to int, path string, keep bool) *fail {
 	// from is O_PATH: open it for reading.
 	src, err := unix.Openat(from, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -21,7 +23,14 @@ func copyUp(from, to int, path string) *fail {
 		return failed(err, path)
 	}
 	defer unix.Close(dst)
-	return copyTree(src, dst, path, 0)
+	var st unix.Stat_t
+	if err := unix.Fstat(dst, &st); err != nil {
+		return failed(err, path)
+	}
+	if f := copyTree(src, dst, path, 0); f != nil || !keep {
+		return f
+	}
+	return failed(unix.Fchmod(dst, st.Mode&0o7777), path)
 }
 
 func copyTree(src, dst int, path string, depth int) *fail {

@@ -65,7 +65,8 @@ func setOption(fs int, o string) error {
 	return unix.FsconfigSetFlag(fs, o)
 }
 
-// mount mounts a new filesystem: args are path, type, source, options.
+// mount mounts a new filesystem: args are path, type, source, options. A tmpfs that is not
+// given a mode takes it from the directory that it covers, if the image has one.
 func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 	path, fstype, source, opts := args[0], args[1], args[2], args[3:]
 	var resolve uint64
@@ -80,6 +81,14 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 		return f
 	}
 	defer unix.Close(at)
+	mode := option(opts, "mode=")
+	if fstype == "tmpfs" && !mode && !s.made {
+		var st unix.Stat_t
+		if err := unix.Fstat(at, &st); err != nil {
+			return failed(err, path)
+		}
+		opts = append(opts[:len(opts):len(opts)], "mode="+octal(st.Mode&0o7777))
+	}
 	first := attr
 	if flags&plan.MountCopyUp != 0 {
 		first &^= unix.MOUNT_ATTR_RDONLY
@@ -95,7 +104,7 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 		defer unix.Close(fd)
 	}
 	if flags&plan.MountCopyUp != 0 {
-		if f := copyUp(at, fd, path); f != nil {
+		if f := copyUp(at, fd, path, mode); f != nil {
 			return f
 		}
 		if first != attr {
@@ -113,10 +122,29 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 	return nil
 }
 
+// option tells whether one of the options begins so.
+func option(opts []string, prefix string) bool {
+	for _, o := range opts {
+		if len(o) >= len(prefix) && o[:len(prefix)] == prefix {
+			return true
+		}
+	}
+	return false
+}
+
+// octal writes permission bits.
+func octal(mode uint32) string {
+	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
+}
+
 // attach puts the mount in slot i at path.
 func (s *state) attach(i int, path string) *fail {
 	sl := s.slots[i]
-	at, f := s.makePath(path, sl.dir, 0o755, 0)
+	mode := uint32(0o644)
+	if sl.dir {
+		mode = 0o755
+	}
+	at, f := s.makePath(path, sl.dir, mode, 0)
 	if f != nil {
 		return f
 	}

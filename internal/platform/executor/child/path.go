@@ -42,6 +42,7 @@ func isDir(fd int) (bool, error) {
 // makePath returns a descriptor (O_PATH) of what is at path, and makes it, and the
 // directories above it, if it does not exist: a directory, or an empty file.
 func (s *state) makePath(path string, dir bool, mode uint32, resolve uint64) (int, *fail) {
+	s.made = false
 	fd, err := s.open(path, unix.O_PATH, resolve)
 	if err == unix.ELOOP && resolve&unix.RESOLVE_NO_SYMLINKS != 0 {
 		return -1, &fail{unix.ELOOP, path, "the image has a symbolic link on this path, and this filesystem must be mounted on a real directory"}
@@ -174,7 +175,9 @@ func (s *state) step(cur int, name string, dir, last bool, mode uint32) (int, er
 			if last {
 				m = mode
 			}
-			err = unix.Mkdirat(cur, name, m)
+			if err = unix.Mkdirat(cur, name, m); err == nil && last {
+				s.made = true
+			}
 		} else {
 			fd, err = unix.Openat(cur, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 			if err == nil {
