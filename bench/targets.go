@@ -71,7 +71,7 @@ func (r *results) targets() (list []target) {
 
 // causes says in a sentence why a target is missed, should it be.
 var causes = map[string]string{
-	"container": "after a pause everything is cold, and init starts a Go runtime (1 ms) and waits once for the kernel's RCU when it leaves the host's mounts; started back to back, as in the row of many starts, it takes half of that.",
+	"container": "after a pause all is cold, init starts a Go runtime (1 ms), and leaving the host's mounts waits for RCU; starts in a row, below, take less.",
 	"pod":       "network namespace and veth pair take the kernel most of it.",
 	"pod cpu":   "network namespace, veth pair and its addresses take the kernel most of it, and it is the same work for both.",
 	"idle":      "the daemon's Go heap grows with a burst of starts and is given back slowly.",
