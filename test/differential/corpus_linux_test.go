@@ -234,6 +234,7 @@ func resourceCases() []Case {
 		memory("swap-alone", specs.LinuxMemory{Swap: ptr(int64(64 * mib))}),
 		memory("reservation", specs.LinuxMemory{Reservation: ptr(int64(32 * mib))}),
 		memory("limit-reservation", specs.LinuxMemory{Limit: ptr(int64(64 * mib)), Reservation: ptr(int64(32 * mib))}),
+		//lint:ignore SA1019 it has to be taken, whatever comes of it
 		memory("kernel", specs.LinuxMemory{Limit: ptr(int64(64 * mib)), Kernel: ptr(int64(32 * mib))}),
 		memory("kernel-tcp", specs.LinuxMemory{KernelTCP: ptr(int64(32 * mib))}),
 		memory("swappiness", specs.LinuxMemory{Swappiness: ptr(uint64(10))}),

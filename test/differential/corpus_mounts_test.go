@@ -77,6 +77,10 @@ func mountCases() []Case {
 			b.Mount("/a/b/c", "tmpfs", "second")
 			b.Mount("/a/b", "tmpfs", "third")
 		}},
+		{"bind-unbindable-on-shared", func(t testing.TB, b *Bundle) {
+			b.Mount("/mnt", "bind", b.Mkdir(t, "data"), "bind", "shared")
+			b.Mount("/mnt", "bind", b.Mkdir(t, "more"), "bind", "unbindable")
+		}},
 		{"bind-file", func(t testing.TB, b *Bundle) {
 			b.Mount("/etc/resolv.conf", "bind", b.File(t, "resolv", "nameserver 192.0.2.1\n"), "rbind", "ro")
 			b.Env("INSIDE_READ", "/etc/resolv.conf")

@@ -260,7 +260,8 @@ func hookCases() []Case {
 	set := func(h *specs.Hooks, when string, hook ...specs.Hook) {
 		switch when {
 		case "prestart":
-			h.Prestart = append(h.Prestart, hook...) //nolint:staticcheck // it has to work as long as it is there
+			//lint:ignore SA1019 engines use it, so it has to work
+			h.Prestart = append(h.Prestart, hook...)
 		case "createRuntime":
 			h.CreateRuntime = append(h.CreateRuntime, hook...)
 		case "createContainer":

@@ -42,7 +42,7 @@ const unfit = "invalid-*|hook-*|hooks-*|flag-*|*bad*|*unknown*|*missing*|*long*|
 // differs tells whether the table knows something of a case in particular.
 func differs(name string) bool {
 	for _, k := range known {
-		if k.cases != "*" && match(k.cases, name) {
+		if k.cases != "*" && match(k.cases, name) { // what it says may not hold beside others
 			return true
 		}
 	}

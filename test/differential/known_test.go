@@ -61,6 +61,7 @@ var known = []difference{
 	{cases: "root-link", finding: ended, kind: lenient, reason: "The root is opened once, and used by its descriptor."},
 	{cases: "propagation-runbindable", finding: ended, kind: lenient, reason: "Propagation is set after read-only paths are."},
 	{cases: "bind-no-option", finding: ended, kind: lenient, reason: "A mount of type bind is a bind mount."},
+	{cases: "bind-data", finding: ended, kind: lenient, reason: "An option of a filesystem is passed over in a bind mount, as mount(8) does."},
 	{cases: "bind-defaults", finding: ended, kind: lenient, reason: "defaults is no option, as in fstab."},
 	{cases: "mount-proc-subset|mount-no-proc|mount-none", finding: ended, kind: lenient, reason: "The container's /proc is not needed to start it."},
 	{cases: "masked-below-file", finding: ended, kind: lenient, reason: "What is not there needs no mask."},
@@ -88,7 +89,7 @@ var known = []difference{
 	{cases: "env-none", finding: "*", kind: lenient, reason: "HOME is set even if nothing else is."},
 
 	{cases: "root-readonly-cwd-missing", finding: ended, kind: ours, reason: "A missing working directory is not made in a root that is read-only in the end."},
-	{cases: "tmpfs-over-directory", finding: "mount /var|tree /var", kind: design, reason: "A tmpfs that is given no mode has that of the directory below, with the sticky bit; runc leaves that out."},
+	{cases: "bind-unbindable-on-shared", finding: ended, kind: ours, reason: "An unbindable mount cannot be put on a shared one: propagation is set before it is attached."},
 	{cases: "bind-over-proc", finding: ended, kind: ours, reason: "A mount over /proc is not refused."},
 	{cases: "bind-in-proc", finding: ended, kind: ours, reason: "A mount over a part of /proc that tells of more than resources is not refused."},
 	{cases: "mount-over-root", finding: ended, kind: ours, reason: "A mount on / is not refused, and is not seen."},
