@@ -266,7 +266,6 @@ func TestCRILife(t *testing.T) {
 	}
 
 	// The end: a grace that is too short, then everything.
-	begin = time.Now()
 	if _, err := c.StopContainer(deadline(t), &v1.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
 		t.Fatal(err)
 	}

@@ -50,9 +50,11 @@ func security(out *pod.ContainerConfig, c *v1.LinuxContainerSecurityContext) err
 		sec.SELinuxOptions = &pod.SELinux{User: se.User, Role: se.Role, Type: se.Type, Level: se.Level}
 	}
 	var err error
+	//lint:ignore SA1019 older clients, and critest, send it
 	if sec.Seccomp, err = seccompProfile(c.GetSeccomp(), c.GetSeccompProfilePath()); err != nil {
 		return err
 	}
+	//lint:ignore SA1019 the same
 	sec.AppArmor, err = appArmorProfile(c.GetApparmor(), c.GetApparmorProfile())
 	return err
 }
