@@ -22,7 +22,9 @@ func TestExhaustion(t *testing.T) {
 		text   string
 	}{
 		"environment larger than a plan may be": {func(s *specs.Spec, c *Config) {
-			s.Process.Env = slices.Repeat([]string{"A=" + strings.Repeat("x", 1<<20)}, 70)
+			for i := range 70 {
+				s.Process.Env = append(s.Process.Env, fmt.Sprintf("A%d=%s", i, strings.Repeat("x", 1<<20)))
+			}
 		}, errs.Invalid, "too large"},
 		"environment larger than the kernel takes": {func(s *specs.Spec, c *Config) {
 			s.Process.Env = append(s.Process.Env, "A="+strings.Repeat("x", 200<<10))
@@ -32,7 +34,9 @@ func TestExhaustion(t *testing.T) {
 		}, errs.Invalid, "too long"},
 		"start that takes more memory than its group has": {func(s *specs.Spec, c *Config) {
 			c.Cgroup = group(t) // 64 MiB
-			s.Process.Env = slices.Repeat([]string{"A=" + strings.Repeat("x", 1<<20)}, 60)
+			for i := range 60 {
+				s.Process.Env = append(s.Process.Env, fmt.Sprintf("A%d=%s", i, strings.Repeat("x", 1<<20)))
+			}
 		}, errs.Internal, "limits"},
 		"PATH longer than a message": {func(s *specs.Spec, c *Config) {
 			s.Process.Args = []string{"nothing"}
