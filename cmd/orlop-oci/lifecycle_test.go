@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -252,6 +253,71 @@ func TestGroupInUse(t *testing.T) {
 	}
 	a.kill()
 	b.ok("run", b.id)
+}
+
+// A container whose path is relative or missing is within the limits of who makes it, also where
+// one hierarchy has its maker elsewhere than the others do; whoever execs in it later
+// and from elsewhere is too.
+func TestWithinOwnLimits(t *testing.T) {
+	memory := "/sys/fs/cgroup/memory/" + cgroupName + "/caller"
+	if _, err := os.Stat("/sys/fs/cgroup/memory/memory.limit_in_bytes"); err != nil {
+		t.Skip("cgroup2 alone: there is but one place")
+	}
+	if err := os.MkdirAll(memory, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		os.Remove(memory + "/" + cgroupName) // that of a path stays, as with runc
+		if err := os.Remove(memory); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(memory+"/memory.limit_in_bytes", []byte("100M"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1")
+	inside := func(args ...string) result {
+		t.Helper()
+		cmd := r.command(args...)
+		cmd.Args = append([]string{"sh", "-c", `echo 0 >"$0/cgroup.procs"; exec "$@"`, memory, cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = "/bin/sh"
+		var errs bytes.Buffer
+		if cmd.Stderr = &errs; detaches(args) {
+			cmd.Stderr = nil
+		}
+		return result{code: code(t, cmd.Run()), err: errs.String()}
+	}
+	for _, path := range []string{"", cgroupName + "/x"} {
+		r.spec.Linux.CgroupsPath = path
+		r.save()
+		if got := inside("run", r.id); got.code != 128+9 {
+			t.Errorf("%q: more memory than its maker's: %+v", path, got)
+		}
+	}
+	r.spec.Process.Args = []string{"/bin/sleep", "100"}
+	r.spec.Linux.CgroupsPath = ""
+	r.save()
+	if got := inside("run", "-d", r.id); got.code != 0 {
+		t.Fatal(got)
+	}
+	want := "memory:/" + cgroupName + "/caller/" + r.id + "\n"
+	for _, pid := range []string{fmt.Sprint(r.state().Pid), "self"} {
+		list, err := os.ReadFile("/proc/" + pid + "/cgroup")
+		if pid == "self" {
+			list, err = []byte(r.ok("exec", r.id, "/bin/cat", "/proc/self/cgroup")), nil
+		}
+		if err != nil || !strings.Contains(string(list), want) {
+			t.Errorf("%s: %v\n%s, want %s", pid, err, list, want)
+		}
+	}
+	r.ok("update", "--memory", "20971520", r.id)
+	if data, err := os.ReadFile(memory + "/" + r.id + "/memory.limit_in_bytes"); string(data) != "20971520\n" {
+		t.Errorf("%q %v", data, err)
+	}
+	r.kill()
+	if left := groups(r.id); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }
 
 func TestHooks(t *testing.T) {

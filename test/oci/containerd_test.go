@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +85,7 @@ func TestContainerd(t *testing.T) {
 	ok("image", "import", archive)
 	defer ok("image", "rm", "--sync", image)
 	runArgs := func(args ...string) []string {
-		return append([]string{"run", "--runc-binary", orlopOCI, "--cgroup", "/orlop-engines-ctr"}, args...)
+		return append([]string{"run", "--runc-binary", orlopOCI, "--cgroup", groups + "/ctr"}, args...)
 	}
 	for _, tt := range []struct {
 		args []string
@@ -141,17 +140,9 @@ func testCRI(t *testing.T, socket string) {
 	client := cri.NewRuntimeServiceClient(conn)
 	pod := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: "pod", Uid: "u", Namespace: "default"}, LogDirectory: work + "/logs",
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/orlop-engines-cri", SecurityContext: &cri.LinuxSandboxSecurityContext{
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: groups + "/cri", SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER}}},
 	}
-	t.Cleanup(func() { // the parent is the kubelet's, in real life
-		for _, pattern := range []string{"/sys/fs/cgroup/orlop-engines-cri", "/sys/fs/cgroup/*/orlop-engines-cri"} {
-			dirs, _ := filepath.Glob(pattern)
-			for _, d := range dirs {
-				os.Remove(d)
-			}
-		}
-	})
 	var sandbox *cri.RunPodSandboxResponse
 	if sandbox, err = client.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod}); err != nil {
 		t.Fatal(err)

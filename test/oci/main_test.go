@@ -36,6 +36,9 @@ var (
 	archive  string // the image, in Docker's format
 )
 
+// groups is the control group above those of all engines' containers.
+var groups = fmt.Sprintf("/orlop-engines-%d", os.Getpid())
+
 // image is its name.
 const image = "localhost/orlop-test:latest"
 
@@ -69,6 +72,8 @@ func run(m *testing.M) int {
 	code := m.Run()
 	var left []string
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		// What engines keep for the next container, or leave to the kubelet. Others are left behind.
+		removeEmpty(groups+"/podman/conmon", groups+"/podman", groups+"/cri", groups)
 		left = slices.DeleteFunc(leftovers(), func(s string) bool { return slices.Contains(before, s) })
 		if len(left) == 0 || time.Now().After(end) {
 			break
@@ -95,15 +100,49 @@ func leftovers() (list []string) {
 			list = append(list, "process "+strings.ReplaceAll(string(cmd), "\x00", " "))
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/libpod_parent/*", "/sys/fs/cgroup/*/libpod_parent/*", "/sys/fs/cgroup/*/orlop-engines*", "/sys/fs/cgroup/*/orlop-engines*/*"} {
-		dirs, _ := filepath.Glob(pattern)
-		for _, d := range dirs {
-			if st, err := os.Stat(d); err == nil && st.IsDir() {
-				list = append(list, "cgroup "+d)
+	for _, d := range groupDirs(groups) {
+		list = append(list, "cgroup "+d)
+	}
+	return list
+}
+
+// groupDirs are the directories of a control group and of those below it in all
+// hierarchies, what is below first.
+func groupDirs(group string) (list []string) {
+	for _, h := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		tops, _ := filepath.Glob(h + group)
+		for _, top := range tops {
+			filepath.WalkDir(top, func(p string, e os.DirEntry, err error) error {
+				if err == nil && e.IsDir() {
+					list = append(list, p)
+				}
+				return nil
+			})
+		}
+	}
+	slices.Reverse(list)
+	return list
+}
+
+// removeGroups removes control groups with all that are below them, and have no processes.
+func removeGroups(list ...string) {
+	for _, g := range list {
+		for _, d := range groupDirs("/" + g) {
+			os.Remove(d)
+		}
+	}
+}
+
+// removeEmpty removes control groups that have no others below them.
+func removeEmpty(list ...string) {
+	for _, g := range list {
+		for _, h := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			dirs, _ := filepath.Glob(h + g)
+			for _, d := range dirs {
+				os.Remove(d)
 			}
 		}
 	}
-	return list
 }
 
 // makeImage writes an image that is busybox.

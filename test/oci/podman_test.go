@@ -2,14 +2,21 @@ package oci
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // podman runs it with roots of its own. The host's control groups may be a hybrid of both
-// versions, so it makes directories itself.
+// versions, so it makes directories itself, where this package can take them away again.
 func podman(args ...string) []string {
 	root := work + "/podman"
+	switch {
+	case args[0] == "run" && !slices.Contains(args, "--pod"):
+		args = append([]string{"run", "--cgroup-parent", groups + "/podman"}, args[1:]...)
+	case args[0] == "pod" && args[1] == "create":
+		args = append([]string{"pod", "create", "--cgroup-parent", groups + "/podman"}, args[2:]...)
+	}
 	return append([]string{"podman", "--root", root + "/root", "--runroot", root + "/run", "--tmpdir", root + "/tmp", "--cgroup-manager", "cgroupfs",
 		"--storage-driver", "overlay", "--events-backend", "none", "--runtime", orlopOCI}, args...)
 }

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,24 +41,10 @@ func (v verdict) String() string { return fmt.Sprintf("%d/%d/%d", v.ok, v.notOK,
 func TestValidation(t *testing.T) {
 	dir := buildSuite(t)
 	t.Cleanup(func() {
-		unmount(work)                                            // what runc mounts for a container without a mount namespace stays
-		for _, name := range []string{"testdir", "cgrouptest"} { // its programs make these, and leave the first
-			for _, h := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-				dirs, _ := filepath.Glob(h + name)
-				for _, d := range dirs {
-					var all []string
-					filepath.WalkDir(d, func(p string, e os.DirEntry, err error) error {
-						if err == nil && e.IsDir() {
-							all = append(all, p)
-						}
-						return nil
-					})
-					for _, p := range slices.Backward(all) {
-						os.Remove(p)
-					}
-				}
-			}
-		}
+		unmount(work) // what runc mounts for a container without a mount namespace stays
+		// Its programs make these, and leave the first. They have one name whoever runs
+		// the suite: it runs once at a time on a machine.
+		removeGroups("testdir", "cgrouptest")
 	})
 	const file = "testdata/validation.txt"
 	data, err := os.ReadFile(file)
@@ -76,13 +63,14 @@ func TestValidation(t *testing.T) {
 		t.Fatal(err)
 	}
 	runc, _ := exec.LookPath("runc")
+	var mu sync.Mutex
 	var lines []string
-	for _, e := range entries {
-		name := e.Name()
-		if name == "runtimetest" || name == "util" || strings.HasPrefix(name, "rootfs-") {
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
+	check := func(name string) func(t *testing.T) {
+		return func(t *testing.T) {
+			// Those of control groups are in the same one.
+			if !strings.HasPrefix(name, "linux_cgroups_") {
+				t.Parallel()
+			}
 			got := row{runc: want[name].runc}
 			v, out := validate(t, dir, name, orlopOCI)
 			if got.own = v.String(); !slices.Contains(strings.Split(want[name].own, "|"), got.own) && !*update {
@@ -94,9 +82,18 @@ func TestValidation(t *testing.T) {
 					t.Errorf("runc: %s, want %s\n%s", got.runc, want[name].runc, notOK(out))
 				}
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			lines = append(lines, fmt.Sprintf("%-36s %-10s %s\n", name, got.own, got.runc))
-		})
+		}
 	}
+	t.Run("programs", func(t *testing.T) {
+		for _, e := range entries {
+			if name := e.Name(); name != "runtimetest" && name != "util" && !strings.HasPrefix(name, "rootfs-") {
+				t.Run(name, check(name))
+			}
+		}
+	})
 	if len(lines) < 50 {
 		t.Errorf("%d programs: the suite is not whole", len(lines))
 	}

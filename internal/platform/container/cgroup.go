@@ -2,7 +2,6 @@ package container
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path"
 	"reflect"
@@ -15,25 +14,37 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
-// cgroupPath says where a container's group is, in words of package cgroup. What is
-// wanted is linux.cgroupsPath: an absolute path below the hierarchies' roots; a relative one,
-// below this process's own group; or with systemd slice:prefix:name. Nothing is the
-// container's id, below this process's own group or, with systemd, as a scope.
-func cgroupPath(wanted, id string, systemd bool) (string, error) {
-	if systemd {
-		return unitPath(wanted, id)
+// place settles where the container's group is, in words of package cgroup, from
+// linux.cgroupsPath: an absolute path below the hierarchies' roots; a relative one,
+// below this process's own groups; or with systemd slice:prefix:name. Nothing is the
+// container's id, below this process's own groups or, with systemd, as a scope.
+//
+// Own groups may be different ones where there are several hierarchies. The container is below
+// each, so that no limit of this process's ends with it. With cgroup2 alone it is
+// beside: a group that has processes has no limits below it.
+func (r *record) place(wanted string, h *cgroup.Host) (err error) {
+	if r.Driver == cgroup.Systemd {
+		r.Cgroup, err = unitPath(wanted, r.ID)
+		return err
 	}
 	if path.IsAbs(wanted) {
-		return path.Clean(wanted), nil
+		r.Cgroup = path.Clean(wanted)
+		return nil
 	}
 	if wanted == "" {
-		wanted = id
+		wanted = r.ID
 	}
-	own, err := ownGroup()
+	own, err := h.Own()
 	if err != nil {
-		return "", err
+		return err
 	}
-	return path.Join(own, path.Clean("/"+wanted)), nil
+	r.Cgroup = path.Clean("/" + wanted)
+	if h.Layout().Mode == cgroup.V2 {
+		r.Cgroup = path.Join("/", path.Dir(own[""]), r.Cgroup)
+		return nil
+	}
+	r.CgroupBelow = own
+	return nil
 }
 
 // unitPath turns slice:prefix:name into the path of the scope.
@@ -67,31 +78,6 @@ func unitPath(wanted, id string) (string, error) {
 	return "/" + slice + "/" + name + ".scope", nil
 }
 
-// ownGroup is the group of this process that a relative path starts from: in cgroup2 where it
-// is mounted, else in the memory hierarchy. Where cgroup2 has the controllers it is
-// the group above, as one that has processes has no limits below it.
-func ownGroup() (string, error) {
-	data, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", fmt.Errorf("find own control group: %w", err)
-	}
-	own, v1 := "", false
-	for line := range strings.Lines(string(data)) { // cgroups(7): id:controllers:path
-		part := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(part) != 3 {
-			continue
-		}
-		v1 = v1 || part[1] != ""
-		if part[1] == "" || own == "" && slices.Contains(strings.Split(part[1], ","), "memory") {
-			own = part[2]
-		}
-	}
-	if !v1 {
-		own = path.Dir(own)
-	}
-	return path.Clean("/" + own), nil
-}
-
 // groups opens the host's control groups with a container's driver. They are looked for
 // in the mount table, which a short command should read but once.
 func (s *Store) groups(d cgroup.Driver) (*cgroup.Host, error) {
@@ -111,12 +97,21 @@ func (s *Store) groups(d cgroup.Driver) (*cgroup.Host, error) {
 	return h, nil
 }
 
+// groups are the host's, beginning where the container's path does.
+func (c *Container) groups() (*cgroup.Host, error) {
+	h, err := c.store.groups(c.rec.Driver)
+	if err != nil || len(c.rec.CgroupBelow) == 0 {
+		return h, err
+	}
+	return h.Below(c.rec.CgroupBelow)
+}
+
 // group returns the container's group, nil if it has none or it is gone.
 func (c *Container) group() (*cgroup.Group, error) {
 	if c.rec.Cgroup == "" {
 		return nil, nil
 	}
-	h, err := c.store.groups(c.rec.Driver)
+	h, err := c.groups()
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +141,7 @@ func (c *Container) free() error {
 
 // makeGroup makes the container's group.
 func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
-	h, err := c.store.groups(c.rec.Driver)
+	h, err := c.groups()
 	if err != nil {
 		return nil, err
 	}

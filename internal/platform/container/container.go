@@ -98,6 +98,8 @@ type record struct {
 	// Cgroup is the path of the control group, "" where the container has none.
 	Cgroup string        `json:"cgroup,omitempty"`
 	Driver cgroup.Driver `json:"cgroupDriver,omitempty"`
+	// CgroupBelow is where Cgroup begins, in each hierarchy where that is not the root.
+	CgroupBelow cgroup.Place `json:"cgroupBelow,omitempty"`
 	// PIDNamespace tells that the container's PID namespace is its own: its processes end
 	// with its first one.
 	PIDNamespace bool `json:"pidNamespace"`

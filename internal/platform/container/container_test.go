@@ -1,19 +1,30 @@
 package container
 
 import (
+	"maps"
 	"os"
+	"path"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
-func TestCgroupPath(t *testing.T) {
-	own, err := ownGroup()
+func TestPlace(t *testing.T) {
+	h, err := cgroup.Open(cgroup.Options{Driver: cgroup.Cgroupfs})
 	if err != nil {
 		t.Fatal(err)
 	}
-	below := strings.TrimSuffix(own, "/")
+	own, err := h.Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := "" // with cgroup2 alone
+	if h.Layout().Mode == cgroup.V2 {
+		beside, own = strings.TrimSuffix(path.Dir("/"+own[""]), "/"), nil
+	}
 	for _, tt := range []struct {
 		wanted  string
 		systemd bool
@@ -21,9 +32,9 @@ func TestCgroupPath(t *testing.T) {
 	}{
 		{"/a/b", false, "/a/b"},
 		{"/a/../../b", false, "/b"},
-		{"a/b", false, below + "/a/b"},
-		{"../../b", false, below + "/b"},
-		{"", false, below + "/id"},
+		{"a/b", false, beside + "/a/b"},
+		{"../../b", false, beside + "/b"},
+		{"", false, beside + "/id"},
 		{"", true, "/system.slice/orlop-id.scope"},
 		{"machine.slice:libpod:x", true, "/machine.slice/libpod-x.scope"},
 		{":cri:x", true, "/system.slice/cri-x.scope"},
@@ -38,12 +49,23 @@ func TestCgroupPath(t *testing.T) {
 		{"a.slice:b:", true, ""},
 		{"a.slice:../b:c", true, ""},
 	} {
-		got, err := cgroupPath(tt.wanted, "id", tt.systemd)
-		if err != nil {
-			got = ""
+		r := record{ID: "id", Driver: cgroup.Cgroupfs}
+		if tt.systemd {
+			r.Driver = cgroup.Systemd
 		}
-		if got != tt.want {
-			t.Errorf("%q (systemd %v): %q %v, want %q", tt.wanted, tt.systemd, got, err, tt.want)
+		err := r.place(tt.wanted, h)
+		if err != nil {
+			r.Cgroup = ""
+		}
+		if r.Cgroup != tt.want {
+			t.Errorf("%q (systemd %v): %q %v, want %q", tt.wanted, tt.systemd, r.Cgroup, err, tt.want)
+		}
+		below := own
+		if tt.systemd || path.IsAbs(tt.wanted) {
+			below = nil
+		}
+		if !maps.Equal(r.CgroupBelow, below) {
+			t.Errorf("%q (systemd %v): below %v, want %v", tt.wanted, tt.systemd, r.CgroupBelow, below)
 		}
 	}
 }

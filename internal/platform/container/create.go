@@ -178,7 +178,7 @@ func ownNamespace(spec *specs.Spec, kind specs.LinuxNamespaceType) bool {
 }
 
 // place settles the container's control group.
-func (c *Container) place(spec *specs.Spec) (err error) {
+func (c *Container) place(spec *specs.Spec) error {
 	wanted := ""
 	if spec.Linux != nil {
 		wanted = spec.Linux.CgroupsPath
@@ -187,8 +187,11 @@ func (c *Container) place(spec *specs.Spec) (err error) {
 	if c.store.o.Systemd {
 		c.rec.Driver = cgroup.Systemd
 	}
-	c.rec.Cgroup, err = cgroupPath(wanted, c.rec.ID, c.store.o.Systemd)
-	return err
+	h, err := c.store.groups(c.rec.Driver)
+	if err != nil {
+		return err
+	}
+	return c.rec.place(wanted, h)
 }
 
 // mkdir makes the container's directory and takes its lock. A directory without a record
@@ -238,7 +241,7 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 	}
 	g, err := c.makeGroup(c.spec)
 	if errors.Is(err, errs.PermissionDenied) && c.store.o.Rootless && !limited(c.spec) {
-		c.rec.Cgroup, err = "", nil
+		c.rec.Cgroup, c.rec.CgroupBelow, err = "", nil, nil
 	}
 	if err != nil {
 		return err

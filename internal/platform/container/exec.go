@@ -123,7 +123,7 @@ func (c *Container) execGroup(below []string) (*cgroup.Group, error) {
 	if g == nil {
 		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)
 	}
-	h, err := c.store.groups(c.rec.Driver)
+	h, err := c.groups()
 	if err != nil {
 		return nil, err
 	}

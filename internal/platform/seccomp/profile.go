@@ -113,8 +113,13 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 		if name == "write" && s.Action == specs.ActNotify {
 			return errs.New(errs.Invalid, "seccomp: %s cannot be the action of write", s.Action)
 		}
+		numbers := numbersOf(name)
 		for _, t := range tables {
-			nr, ok := t.numbers()[name]
+			nr, ok := uint32(noCall), false
+			if numbers != nil {
+				nr = numbers[t.column]
+				ok = nr != noCall
+			}
 			if ok {
 				t.newest = max(t.newest, nr)
 			}
@@ -157,7 +162,8 @@ func (t *table) mux(by string, calls map[string]uint64, name string, r rule) {
 			conditions = append(conditions, c)
 		}
 	}
-	t.add(t.numbers()[by], rule{conditions, r.ret})
+	nr, _ := t.number(by)
+	t.add(nr, rule{conditions, r.ret})
 }
 
 // action returns what the filter answers.

@@ -104,7 +104,7 @@ func newOracle(p *specs.LinuxSeccomp, goarch string) *oracle {
 				}
 			}
 			for _, name := range s.Names {
-				nr, known := a.numbers()[name]
+				nr, known := a.number(name)
 				if known {
 					o.newest[a] = max(o.newest[a], nr)
 				}
@@ -118,7 +118,7 @@ func newOracle(p *specs.LinuxSeccomp, goarch string) *oracle {
 					for by, calls := range map[string]map[string]uint64{"socketcall": socketcall, "ipc": ipc} {
 						if first, ok := calls[name]; ok {
 							muxed := slices.DeleteFunc(slices.Clone(conditions), func(c specs.LinuxSeccompArg) bool { return c.Index == 0 })
-							nr := a.numbers()[by]
+							nr, _ := a.number(by)
 							rules[nr] = append(rules[nr], rule{append(muxed, specs.LinuxSeccompArg{Value: first, Op: specs.OpEqualTo}), ret})
 						}
 					}

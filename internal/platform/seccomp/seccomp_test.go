@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -51,7 +50,7 @@ func randomProfile(r *rand.Rand, goarch string) *specs.LinuxSeccomp {
 	ops := []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpEqualTo, specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpMaskedEqual}
 	acts := []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno, specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify}
 	archs := []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM, specs.ArchPPC64LE}
-	names := append(slices.Sorted(maps.Keys(abis[goarch][0].numbers())), "socketcall", "ipc", "no_such_call", "waitpid", "fcntl64")
+	names := append(abis[goarch][0].names(), "socketcall", "ipc", "no_such_call", "waitpid", "fcntl64")
 	pick := func() specs.LinuxSeccompAction { return acts[r.IntN(len(acts))] }
 	number := func() uint64 {
 		switch r.IntN(4) {

@@ -1,9 +1,9 @@
 package seccomp
 
 import (
-	"sync"
+	"slices"
+	"strings"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -13,59 +13,62 @@ const x32Bit = 0x40000000
 
 // abi is one way to make system calls.
 type abi struct {
-	name    specs.Arch
-	audit   uint32                   // seccomp_data.arch
-	numbers func() map[string]uint32 // by name, as they are in seccomp_data.nr; made when first asked for
-	narrow  bool                     // only the lower 32 bits of arguments are compared
-	muxed   bool                     // has socketcall and ipc beside the calls that they stand for
+	name   specs.Arch
+	audit  uint32 // seccomp_data.arch
+	column int    // of its numbers in syscalls
+	narrow bool   // only the lower 32 bits of arguments are compared
+	muxed  bool   // has socketcall and ipc beside the calls that they stand for
 }
+
+// syscall is a row of the table of numbers.
+type syscall struct {
+	name    string
+	numbers [columns]uint32
+}
+
+// The columns of syscalls.
+const (
+	x8664 = iota
+	i386
+	x32
+	aarch64
+	arm
+	columns
+)
 
 // abis are those of a build's processors; a kernel never sees another.
 var abis = map[string][]abi{
 	"amd64": {
-		{name: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, numbers: numbersOf(arch.X86_64, nil)},
-		{name: specs.ArchX86, audit: unix.AUDIT_ARCH_I386, numbers: numbersOf(arch.I386, nil), narrow: true, muxed: true},
-		{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, numbers: numbersOf(arch.X32, map[string]int{
-			// Calls that x86-64 alone has (syscall_64.tbl).
-			"_sysctl": 0, "create_module": 0, "epoll_ctl_old": 0, "epoll_wait_old": 0, "get_kernel_syms": 0, "get_thread_area": 0,
-			"map_shadow_stack": 0, "nfsservctl": 0, "query_module": 0, "set_thread_area": 0, "uselib": 0, "vserver": 0,
-		}), narrow: true},
+		{name: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, column: x8664},
+		{name: specs.ArchX86, audit: unix.AUDIT_ARCH_I386, column: i386, narrow: true, muxed: true},
+		{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, column: x32, narrow: true},
 	},
 	"arm64": {
-		{name: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, numbers: numbersOf(arch.AARCH64, map[string]int{
-			// The kernel's name, which the profiles use.
-			"newfstatat": 79, "fstatat": 0,
-			// Where the generic table leaves room for an architecture's own calls.
-			"arch_specific_syscall": 0,
-			// What only processors of 32 bits have (asm-generic/unistd.h).
-			"clock_gettime64": 0, "clock_settime64": 0, "clock_adjtime64": 0, "clock_getres_time64": 0, "clock_nanosleep_time64": 0,
-			"timer_gettime64": 0, "timer_settime64": 0, "timerfd_gettime64": 0, "timerfd_settime64": 0, "utimensat_time64": 0,
-			"pselect6_time64": 0, "ppoll_time64": 0, "io_pgetevents_time64": 0, "recvmmsg_time64": 0, "mq_timedsend_time64": 0,
-			"mq_timedreceive_time64": 0, "semtimedop_time64": 0, "rt_sigtimedwait_time64": 0, "futex_time64": 0,
-			"sched_rr_get_interval_time64": 0,
-		})},
-		{name: specs.ArchARM, audit: unix.AUDIT_ARCH_ARM, numbers: numbersOf(arch.ARM, nil), narrow: true},
+		{name: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, column: aarch64},
+		{name: specs.ArchARM, audit: unix.AUDIT_ARCH_ARM, column: arm, narrow: true},
 	},
 }
 
-// numbersOf inverts the table of an architecture. Of a name that stands there twice the
-// higher number counts: x32 replaces calls of x86-64 by some of its own, from 512 on.
-// fixes say what the table has wrong, 0 that there is no such call.
-func numbersOf(info *arch.Info, fixes map[string]int) func() map[string]uint32 {
-	return sync.OnceValue(func() map[string]uint32 { return invert(info, fixes) })
+// noCall stands in syscalls where an ABI does not have the call.
+const noCall = ^uint32(0)
+
+// numbersOf returns the numbers of a call, as they are in seccomp_data.nr, by column;
+// nil if no ABI has it.
+func numbersOf(name string) *[columns]uint32 {
+	i, ok := slices.BinarySearchFunc(syscalls[:], name, func(c syscall, name string) int { return strings.Compare(c.name, name) })
+	if !ok {
+		return nil
+	}
+	return &syscalls[i].numbers
 }
 
-func invert(info *arch.Info, fixes map[string]int) map[string]uint32 {
-	numbers := make(map[string]uint32, len(info.SyscallNumbers))
-	for nr, name := range info.SyscallNumbers {
-		numbers[name] = max(numbers[name], uint32(nr|info.SeccompMask))
+// number returns the ABI's number of a call, if it has it.
+func (a *abi) number(name string) (uint32, bool) {
+	n := numbersOf(name)
+	if n == nil || n[a.column] == noCall {
+		return 0, false
 	}
-	for name, nr := range fixes {
-		if delete(numbers, name); nr != 0 {
-			numbers[name] = uint32(nr | info.SeccompMask)
-		}
-	}
-	return numbers
+	return n[a.column], true
 }
 
 // socketcall and ipc are the numbers that the calls have as the first argument of those
