@@ -301,14 +301,7 @@ func (d *Driven) binds(ctx context.Context, pod *drivenPod, id ContainerID, c *C
 			from = resolved
 		}
 		m := bind(from, b.ContainerPath, b.ReadOnly)
-		switch b.Propagation {
-		case "HostToContainer":
-			m.Options = append(m.Options, "rslave")
-		case "Bidirectional":
-			m.Options = append(m.Options, "rshared")
-		default:
-			m.Options = append(m.Options, "rprivate")
-		}
+		m.Options = append(m.Options, propagation(b.Propagation))
 		if b.Recursive {
 			if !b.ReadOnly || b.Propagation != "" {
 				return nil, errs.New(errs.Invalid, "mount on %s: a recursive read-only mount must be read-only and private", b.ContainerPath)
@@ -530,15 +523,7 @@ func (d *Driven) failed(c *drivenContainer, cause error) {
 
 // exited records the end that the keeper told.
 func (d *Driven) exited(c *drivenContainer, x keeper.Exit) {
-	reason := "Completed"
-	switch {
-	case x.OOMKilled:
-		reason = "OOMKilled"
-	case !x.Known:
-		reason = "ContainerStatusUnknown"
-	case x.Code != 0:
-		reason = "Error"
-	}
+	reason := endReason(x)
 	if x.At.IsZero() {
 		x.At = time.Now()
 	}

@@ -12,6 +12,19 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
+// endReason is Kubernetes' word for an end.
+func endReason(x keeper.Exit) string {
+	switch {
+	case x.OOMKilled:
+		return "OOMKilled"
+	case !x.Known:
+		return "ContainerStatusUnknown"
+	case x.Code != 0:
+		return "Error"
+	}
+	return "Completed"
+}
+
 // exited records the end of the container's present incarnation.
 func (w *worker) exited(c *Container, x keeper.Exit) {
 	st := w.container(c.Name)
@@ -22,15 +35,7 @@ func (w *worker) exited(c *Container, x keeper.Exit) {
 	w.mu.Lock()
 	delete(w.hooked, st.ID)
 	w.mu.Unlock()
-	reason := "Completed"
-	switch {
-	case x.OOMKilled:
-		reason = "OOMKilled"
-	case !x.Known:
-		reason = "ContainerStatusUnknown"
-	case x.Code != 0:
-		reason = "Error"
-	}
+	reason := endReason(x)
 	if x.At.IsZero() {
 		x.At = time.Now()
 	}

@@ -55,14 +55,7 @@ func (w *worker) mounts(ctx context.Context, spec *Spec, c *Container) (list []s
 		if (m.ReadOnly || v.readOnly) && (m.RecursiveReadOnly == "Enabled" || m.RecursiveReadOnly == "IfPossible") {
 			b.Options[1] = "rro"
 		}
-		switch m.Propagation {
-		case "HostToContainer":
-			b.Options = append(b.Options, "rslave")
-		case "Bidirectional":
-			b.Options = append(b.Options, "rshared")
-		default:
-			b.Options = append(b.Options, "rprivate")
-		}
+		b.Options = append(b.Options, propagation(m.Propagation))
 		list = append(list, b)
 	}
 	for _, d := range c.Devices {
@@ -80,6 +73,17 @@ func (w *worker) mounts(ctx context.Context, spec *Spec, c *Container) (list []s
 		devices = append(devices, dev)
 	}
 	return list, devices, nil
+}
+
+// propagation is the mount option of Kubernetes' word.
+func propagation(word string) string {
+	switch word {
+	case "HostToContainer":
+		return "rslave"
+	case "Bidirectional":
+		return "rshared"
+	}
+	return "rprivate"
 }
 
 func bind(from, to string, readOnly bool) specs.Mount {
