@@ -24,7 +24,7 @@ leftovers | sort >"$out/before"
 
 status=0
 # Packages run one after another: they share two cores and one kernel.
-"$GO" test -race -count=1 -p 1 -timeout 20m ./... 2>&1 | tee "$out/race" | grep -v 'no test files' || true
+"$GO" test -race -count=1 -p 1 -timeout 20m ./... 2>&1 | tee "$out/race" | grep --line-buffered -v 'no test files' || true
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 "$GO" test -count=1 -p 1 -tags faults -timeout 20m ./internal/base/fault ./internal/platform/cgroup ./internal/platform/namespace 2>&1 | tee -a "$out/race"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
