@@ -23,7 +23,9 @@ leftovers() {
 leftovers | sort >"$out/before"
 
 status=0
-# Packages run one after another: they share two cores and one kernel.
+# Packages run one after another, as they share two cores and one kernel; what they are
+# made of is compiled before, side by side.
+"$GO" build -race ./... || status=1
 "$GO" test -race -count=1 -p 1 -timeout 20m ./... 2>&1 | tee "$out/race" | grep --line-buffered -v 'no test files' || true
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 "$GO" test -count=1 -p 1 -tags faults -timeout 20m ./internal/base/fault ./internal/platform/cgroup ./internal/platform/namespace 2>&1 | tee -a "$out/race"
