@@ -28,17 +28,38 @@ status=0
 "$GO" build -race ./... || status=1
 "$GO" test -race -count=1 -p 1 -timeout 20m ./... 2>&1 | tee "$out/race" | grep --line-buffered -v 'no test files' || true
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
-"$GO" test -count=1 -p 1 -tags faults -timeout 20m ./internal/base/fault ./internal/platform/cgroup ./internal/platform/namespace 2>&1 | tee -a "$out/race"
+"$GO" test -count=1 -p 1 -tags faults -timeout 20m ./internal/base/fault ./internal/platform/cgroup ./internal/platform/namespace 2>&1 | tee "$out/faults"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
+
+# Real kernels, machines and engines on a busy host sometimes miss a deadline. A package
+# that failed runs once more, alone: one that passes then is named, to be looked into, and
+# one that fails again has failed. What does not build has no second try.
+sed -n 's/^FAIL[[:space:]]\{1,\}\([^[:space:]]*\)[[:space:]].*s$/\1/p' "$out/race" >"$out/again"
+hard=$(grep -c '^FAIL[[:space:]].*\[' "$out/race" "$out/faults" | awk -F: '{n += $2} END {print n + 0}')
+failed=$hard unstable=
+if [ -s "$out/again" ] && [ "$hard" = 0 ] && ! grep -q '^FAIL[[:space:]]' "$out/faults"; then
+	status=0
+fi
+while read -r package; do
+	echo "once more: $package"
+	if "$GO" test -race -count=1 -timeout 20m "$package" >"$out/second" 2>&1; then
+		unstable="$unstable $package"
+		tail -n 1 "$out/second" >>"$out/race"
+	else
+		cat "$out/second"
+		failed=$((failed + 1)) status=1
+	fi
+done <"$out/again"
+failed=$((failed + $(grep -c '^FAIL[[:space:]].*s$' "$out/faults")))
 
 leftovers | sort >"$out/after"
 if ! diff "$out/before" "$out/after" >"$out/diff"; then
-	echo "FAIL: the tests left something behind (<) or took something away (>):" >&2
+	echo "FAIL: the tests left something behind (>) or took something away (<):" >&2
 	cat "$out/diff" >&2
 	status=1
 fi
-passed=$(grep -c '^ok' "$out/race")
-failed=$(grep -c '^FAIL[[:space:]]' "$out/race")
+[ -z "$unstable" ] || echo "UNSTABLE, passed at the second try only:$unstable"
+passed=$(cat "$out/race" "$out/faults" | grep -c '^ok')
 [ "$status" = 0 ] || [ "$failed" -gt 0 ] || failed=1
 echo "$passed passed, $failed failed"
 exit $status
