@@ -21,6 +21,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
@@ -82,6 +83,7 @@ func (c coded) Unwrap() error { return c.error }
 func main() {
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
+	sysmon.Calm()
 	os.Exit(run(os.Args[1:]))
 }
 
