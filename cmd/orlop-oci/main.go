@@ -5,6 +5,13 @@
 // It parses its own flags. A runtime is started several times for each container, so what
 // is linked in counts; and the syntax that callers may use is that of Go's package flag,
 // with one dash or two, which the POSIX parsers of this project's other commands refuse.
+//
+// The runtime reads the mount table at each start to find the limit of its control
+// group, which on a node with a hundred containers takes longer than all else that it does;
+// a process that lives for milliseconds has no use for it.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (
@@ -21,6 +28,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
@@ -82,6 +90,7 @@ func (c coded) Unwrap() error { return c.error }
 func main() {
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
+	sysmon.Calm()
 	os.Exit(run(os.Args[1:]))
 }
 

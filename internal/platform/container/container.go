@@ -183,7 +183,7 @@ func (c *Container) read() error {
 // write replaces the record. It is not synced: it dies with the machine, as what it
 // tells of does.
 func (c *Container) write() error {
-	data, err := json.Marshal(&c.rec)
+	data, err := c.rec.encode()
 	if err == nil {
 		// One writer holds the lock, so the temporary name can be the same each time, and
 		// one that a killed writer left is written over.

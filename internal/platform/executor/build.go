@@ -46,7 +46,8 @@ type builder struct {
 	scheduler []uint64
 
 	cgroup      *cgroup.Group
-	cgroupRW    bool // it is mounted writable
+	groupDirs   map[string]string // its directories, once they were asked for
+	cgroupRW    bool              // it is mounted writable
 	nullStreams uint64
 
 	// Mounts: early opens sources on the host while its mounts are peers, layers once they

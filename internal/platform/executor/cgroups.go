@@ -133,7 +133,10 @@ func (b *builder) hierarchy(h hierarchy, at string, attr, propagation uint64) er
 // groupDir is the directory of the container's group in a hierarchy; "" if it has none
 // there, because nothing is limited.
 func (b *builder) groupDir(h hierarchy) string {
-	for c, dir := range b.cgroup.Dirs() {
+	if b.groupDirs == nil {
+		b.groupDirs = b.cgroup.Dirs()
+	}
+	for c, dir := range b.groupDirs {
 		if c == "" && h.v2 || !h.v2 && slices.Contains(h.options, c) {
 			return dir
 		}

@@ -2,7 +2,6 @@ package seccomp
 
 import (
 	"encoding/binary"
-	"maps"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -130,9 +129,14 @@ func (t *table) leaves() []leaf {
 			leaves = append(leaves, leaf{start, c})
 		}
 	}
-	for _, nr := range slices.Sorted(maps.Keys(t.rules)) {
-		put(nr, t.decide(t.rules[nr]))
+	for rest := t.rules; len(rest) > 0; {
+		nr, n := rest[0].nr, 1
+		for n < len(rest) && rest[n].nr == nr {
+			n++
+		}
+		put(nr, t.decide(rest[:n]))
 		put(nr+1, fallback)
+		rest = rest[n:]
 	}
 	if t.enosys {
 		put(t.newest+1, code{op(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))})
@@ -173,8 +177,17 @@ func (c code) key() string {
 	return string(b)
 }
 
+var allow = code{op(ret, unix.SECCOMP_RET_ALLOW)} // what most calls come to
+
 // decide tries the rules of one call in their order.
-func (t *table) decide(rules []rule) code {
+func (t *table) decide(rules []numbered) code {
+	// One without conditions is the only one that counts.
+	if i := slices.IndexFunc(rules, func(r numbered) bool { return len(r.conditions) == 0 }); i >= 0 {
+		if r := rules[i].ret; r != unix.SECCOMP_RET_ALLOW {
+			return code{op(ret, r)}
+		}
+		return allow
+	}
 	var out code
 	for _, r := range rules {
 		var body code
@@ -183,9 +196,6 @@ func (t *table) decide(rules []rule) code {
 			body = append(t.compare(r.conditions[i], len(body)+1), body...)
 		}
 		out = append(append(out, body...), op(ret, r.ret))
-		if len(r.conditions) == 0 {
-			return out
-		}
 	}
 	return append(out, op(ret, t.fallback))
 }

@@ -1,6 +1,7 @@
 package seccomp
 
 import (
+	"cmp"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -22,12 +23,18 @@ type rule struct {
 	ret        uint32
 }
 
+// numbered is a rule for one call.
+type numbered struct {
+	nr uint32
+	rule
+}
+
 // table is what a profile says about one ABI.
 type table struct {
 	abi
-	rules    map[uint32][]rule // by number, in the order to be tried
-	fallback uint32            // for calls without a rule that matches
-	newest   uint32            // calls above it answer ENOSYS
+	rules    []numbered // sorted by number, of one number in the order to be tried
+	fallback uint32     // for calls without a rule that matches
+	newest   uint32     // calls above it answer ENOSYS
 	enosys   bool
 }
 
@@ -45,12 +52,16 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 			return nil, errs.New(errs.Invalid, "seccomp: architecture %q is not known", a)
 		}
 	}
+	names := 0
+	for i := range p.Syscalls {
+		names += len(p.Syscalls[i].Names)
+	}
 	var tables []*table
 	for i, a := range abis[goarch] {
 		if i > 0 && !slices.Contains(p.Architectures, a.name) {
 			continue
 		}
-		tables = append(tables, &table{abi: a, rules: map[uint32][]rule{}, fallback: fallback})
+		tables = append(tables, &table{abi: a, rules: make([]numbered, 0, names), fallback: fallback})
 	}
 	if len(tables) == 0 {
 		return nil, errs.New(errs.Unsupported, "seccomp: profiles are not supported on %s", goarch)
@@ -66,12 +77,7 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 		default:
 			t.enosys = t.newest > 0
 		}
-		for nr, rules := range t.rules {
-			// One without conditions is the only one that counts.
-			if i := slices.IndexFunc(rules, func(r rule) bool { return len(r.conditions) == 0 }); i >= 0 {
-				t.rules[nr] = rules[i : i+1]
-			}
-		}
+		slices.SortStableFunc(t.rules, func(a, b numbered) int { return cmp.Compare(a.nr, b.nr) })
 	}
 	return tables, nil
 }
@@ -142,10 +148,13 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 
 // add adds a rule, without the conditions that always hold.
 func (t *table) add(nr uint32, r rule) {
-	r.conditions = slices.DeleteFunc(slices.Clone(r.conditions), func(a specs.LinuxSeccompArg) bool {
+	always := func(a specs.LinuxSeccompArg) bool {
 		return a.Op == specs.OpMaskedEqual && (a.Value == 0 || t.narrow && uint32(a.Value) == 0)
-	})
-	t.rules[nr] = append(t.rules[nr], r)
+	}
+	if slices.ContainsFunc(r.conditions, always) {
+		r.conditions = slices.DeleteFunc(slices.Clone(r.conditions), always)
+	}
+	t.rules = append(t.rules, numbered{nr, r})
 }
 
 // mux adds a rule for a call that is also made by way of another, whose first argument

@@ -1,0 +1,60 @@
+package sysmon
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Only the monitor thread is late; it is the one that sleeps by nanosleep for no goroutine.
+func TestCalm(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("another thread's timer slack is set by root: run the tests as root")
+	}
+	Calm()
+	tids, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late []string
+	for _, e := range tids {
+		got, err := os.ReadFile("/proc/" + e.Name() + "/timerslack_ns")
+		if err == nil && strings.TrimSpace(string(got)) == slack {
+			late = append(late, e.Name())
+		}
+	}
+	if !slices.Equal(late, []string{thread()}) {
+		t.Fatalf("late are %v, want %s", late, thread())
+	}
+	if tid, _ := strconv.Atoi(late[0]); tid == unix.Getpid() {
+		t.Error("the first thread is late")
+	}
+	// Nobody else enters nanosleep: while a goroutine spins, the thread that does is the monitor.
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	defer close(stop)
+	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		call, err := os.ReadFile("/proc/self/task/" + late[0] + "/syscall")
+		if err == nil && strings.HasPrefix(string(call), fmt.Sprint(unix.SYS_NANOSLEEP)+" ") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the thread never sleeps: %s, %v", call, err)
+		}
+	}
+}
