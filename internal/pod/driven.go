@@ -18,6 +18,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/keylock"
 	"github.com/orlop-io/orlop/internal/base/store"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // Driven is the pods that a client drives step by step, as kubelet does over the CRI: it
@@ -112,6 +113,8 @@ type ContainerConfig struct {
 	Ambient []string `json:",omitempty"`
 	// MaskedPaths and ReadonlyPaths are as they are; a privileged container has none.
 	MaskedPaths, ReadonlyPaths []string `json:",omitempty"`
+	// Users, where given, are those of the pod's user namespace: it is checked that they are.
+	Users *namespace.IDMaps `json:",omitempty"`
 }
 
 // Bind is a path of the host, or an image, in a container.
@@ -123,6 +126,8 @@ type Bind struct {
 	ReadOnly      bool   `json:",omitempty"`
 	Recursive     bool   `json:",omitempty"` // read-only with everything below
 	Propagation   string `json:",omitempty"` // "", HostToContainer, Bidirectional
+	// Users map the ids of its files, so that a volume is the same in every user namespace.
+	Users *namespace.IDMaps `json:",omitempty"`
 }
 
 // DeviceNode is a device of the host, or a directory of devices, in a container.

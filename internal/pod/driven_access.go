@@ -136,6 +136,9 @@ type NetworkUsage struct {
 	At                          time.Time
 	Interface                   string
 	ReceiveBytes, TransmitBytes uint64
+
+	ReceivePackets, ReceiveErrors, ReceiveDrops    uint64
+	TransmitPackets, TransmitErrors, TransmitDrops uint64
 }
 
 // SandboxNetwork returns the pod's traffic; a pod on the host's network has none of its own.
@@ -150,7 +153,12 @@ func (d *Driven) SandboxNetwork(id ID) (NetworkUsage, error) {
 		return u, nil
 	}
 	err = namespace.Do(ns, func() error {
-		u.ReceiveBytes, u.TransmitBytes = counter(0), counter(8)
+		for i, to := range []*uint64{&u.ReceiveBytes, &u.ReceivePackets, &u.ReceiveErrors, &u.ReceiveDrops} {
+			*to = counter(i)
+		}
+		for i, to := range []*uint64{&u.TransmitBytes, &u.TransmitPackets, &u.TransmitErrors, &u.TransmitDrops} {
+			*to = counter(8 + i)
+		}
 		return nil
 	})
 	return u, err

@@ -60,6 +60,9 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 		}
 		return "", errs.New(errs.AlreadyExists, "pod %s has a container %s of attempt %d already: %s (remove it, or ask for another attempt)", box.Config.Key, c.Name, c.Attempt, old.ID)
 	}
+	if c.Users != nil && !c.Users.Equal(box.Config.Users) {
+		return "", errs.New(errs.Invalid, "container %s of pod %s: its user namespace's mappings are not the pod's; leave them out, or give the same", c.Name, box.Config.Key)
+	}
 	log, err := validLogPath(box.Config.LogDir, c.LogPath)
 	if err != nil {
 		return "", err
@@ -146,7 +149,7 @@ func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id Containe
 	}
 	oci, err := buildSpec(specInput{
 		Pod: &spec, Container: &c.Container, Image: img.Config, Env: merged(img.Config.Env, c.Variables), Layers: layers, Mounts: mounts,
-		Net: w.nsPath(namespace.Net), IPC: w.nsPath(namespace.IPC), UTS: w.nsPath(namespace.UTS), PID: pid,
+		Net: w.nsPath(namespace.Net), IPC: w.nsPath(namespace.IPC), UTS: w.nsPath(namespace.UTS), PID: pid, User: w.nsPath(namespace.User),
 		SeccompDir: d.p.o.SeccompDir, CgroupParent: w.group(), Expand: func(s string) string { return s },
 	})
 	if err != nil {
@@ -301,6 +304,9 @@ func (d *Driven) binds(ctx context.Context, pod *drivenPod, id ContainerID, c *C
 			from = resolved
 		}
 		m := bind(from, b.ContainerPath, b.ReadOnly)
+		if b.Users != nil {
+			m.UIDMappings, m.GIDMappings = b.Users.UIDs, b.Users.GIDs
+		}
 		m.Options = append(m.Options, propagation(b.Propagation))
 		if b.Recursive {
 			if !b.ReadOnly || b.Propagation != "" {
@@ -471,7 +477,7 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 		oci.Root = &specs.Root{Path: "/", Readonly: true}
 	}
 	started, err := d.p.runtime.run(ctx, keeper.Spec{
-		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work")},
+		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: w.nsPath(namespace.User) != ""},
 		Cgroup: filepath.Join(w.group(), string(id)), Log: keeper.LogConfig{Path: st.LogPath}, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
 		Labels: map[string]string{"pod": string(pod.rec.ID), "container": conf.Name},
 	})

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // specInput is what a container's OCI specification is made of.
@@ -27,7 +28,7 @@ type specInput struct {
 	Mounts    []specs.Mount // volumes and the pod's files, with sources on the host
 	Devices   []string      // block volumes: host path:container path[:r]
 
-	Net, IPC, UTS, PID string // namespaces to join; "" is a new one, or the host's where the pod says so
+	Net, IPC, UTS, PID, User string // namespaces to join; "" is a new one, or the host's where the pod says so
 
 	SeccompDir   string
 	MaxPIDs      int64
@@ -82,7 +83,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			s.Linux.RootfsPropagation = "rslave"
 		}
 	}
-	s.Mounts = append(slices.DeleteFunc(systemMounts(sec.Privileged), func(m specs.Mount) bool { return replaced(m.Destination, in.Mounts) }), in.Mounts...)
+	s.Mounts = append(slices.DeleteFunc(systemMounts(sec.Privileged, in.Pod.Users), func(m specs.Mount) bool { return replaced(m.Destination, in.Mounts) }), in.Mounts...)
 	sort.SliceStable(s.Mounts, func(i, j int) bool { return depth(s.Mounts[i].Destination) < depth(s.Mounts[j].Destination) })
 	if err := devices(in, s); err != nil {
 		return nil, err
@@ -92,6 +93,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	}
 	if err := confine(in, s, caps); err != nil {
 		return nil, err
+	}
+	if users := in.Pod.Users; users != nil {
+		s.Linux.UIDMappings, s.Linux.GIDMappings = users.UIDs, users.GIDs
 	}
 	return s, nil
 }
@@ -234,6 +238,7 @@ func namespaces(in specInput) []specs.LinuxNamespace {
 	add(specs.IPCNamespace, in.IPC, in.IPC == "" && in.Pod.HostIPC)
 	add(specs.UTSNamespace, in.UTS, in.UTS == "" && in.Pod.HostNetwork)
 	add(specs.PIDNamespace, in.PID, in.PID == "" && in.Pod.HostPID)
+	add(specs.UserNamespace, in.User, in.Pod.Users == nil)
 	add(specs.CgroupNamespace, "", in.Container.Security.Privileged)
 	return list
 }
@@ -294,15 +299,22 @@ func resources(in specInput) *specs.LinuxResources {
 	return res
 }
 
-func systemMounts(privileged bool) []specs.Mount {
+// ttyGroup owns terminals, by a custom that grantpt(3) has.
+const ttyGroup = 5
+
+func systemMounts(privileged bool, users *namespace.IDMaps) []specs.Mount {
 	sys, cg := "ro", "ro"
 	if privileged {
 		sys, cg = "rw", "rw"
 	}
+	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	if users == nil || users.MapsGroup(ttyGroup) {
+		pts = append(pts, "gid="+itoa(ttyGroup))
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sys}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", cg}},

@@ -34,6 +34,9 @@ var (
 // nsPath is where a pinned namespace of the pod is; "" where the pod has the host's.
 func (w *worker) nsPath(kind namespace.Kind) string {
 	spec := w.spec()
+	if kind == namespace.User && spec.Users == nil {
+		return ""
+	}
 	if kind == namespace.IPC && spec.HostIPC || kind != namespace.IPC && spec.HostNetwork {
 		return ""
 	}
@@ -74,7 +77,7 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 		for _, s := range spec.Security.Sysctls {
 			sysctls[s.Name] = s.Value
 		}
-		if err := namespace.Pin(filepath.Join(w.runDir(), "ns"), kinds, namespace.Options{Hostname: hostname(spec), Sysctls: sysctls}); err != nil {
+		if err := namespace.Pin(filepath.Join(w.runDir(), "ns"), kinds, namespace.Options{Hostname: hostname(spec), Sysctls: sysctls, Users: spec.Users}); err != nil {
 			return fmt.Errorf("make the pod's namespaces: %w", err)
 		}
 	}
@@ -93,7 +96,7 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 		return err
 	}
 	if w.sharesMemory(spec) {
-		if err := mountTmpfs(filepath.Join(w.runDir(), "shm"), "mode=1777,size=65536k", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
+		if err := mountTmpfs(filepath.Join(w.runDir(), "shm"), "mode=1777,size=65536k"+rootOptions(spec), unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
 			return err
 		}
 	}
@@ -132,9 +135,13 @@ func (w *worker) pausePID(ctx context.Context) (int, error) {
 	} else if !isGone(err) {
 		return 0, err
 	}
+	own := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}
+	if path := w.nsPath(namespace.User); path != "" {
+		own = append(own, specs.LinuxNamespace{Type: specs.UserNamespace, Path: path})
+	}
 	started, err := w.p.runtime.run(ctx, keeper.Spec{
 		ID: w.pauseID(), Pause: true, Cgroup: w.group() + "/pause", Rootfs: executor.Rootfs{},
-		OCI: &specs.Spec{Version: specs.Version, Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}}},
+		OCI: &specs.Spec{Version: specs.Version, Linux: &specs.Linux{Namespaces: own}},
 	})
 	return started.PID, err
 }
@@ -181,11 +188,27 @@ func (w *worker) writeFiles(spec *Spec) error {
 	files := map[string][]byte{"hostname": name, "resolv.conf": resolv, "hosts": hosts}
 	for name, b := range files {
 		// Written in place: containers have the file itself mounted.
-		if err := os.WriteFile(filepath.Join(etc, name), b, 0o644); err != nil {
+		path := filepath.Join(etc, name)
+		if err := os.WriteFile(path, b, 0o644); err != nil {
 			return err
+		}
+		if spec.Users != nil { // they are the pod's root's
+			uid, gid, _ := spec.Users.Root()
+			if err := os.Chown(path, uid, gid); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// rootOptions make the root of a tmpfs the pod's root's.
+func rootOptions(spec *Spec) string {
+	if spec.Users == nil {
+		return ""
+	}
+	uid, gid, _ := spec.Users.Root()
+	return fmt.Sprintf(",uid=%d,gid=%d", uid, gid)
 }
 
 func mountTmpfs(dir, data string, flags uintptr) error {

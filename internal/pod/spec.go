@@ -3,6 +3,8 @@ package pod
 import (
 	"net/netip"
 	"time"
+
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // The types of this file are what a client asks for: they mirror the meaning of
@@ -50,7 +52,9 @@ type Spec struct {
 	HostNetwork bool `json:",omitempty"`
 	HostPID     bool `json:",omitempty"`
 	HostIPC     bool `json:",omitempty"`
-	SharePID    bool `json:",omitempty"`
+	// Users are the ids of a user namespace of the pod's own; nil: it has the host's.
+	Users    *namespace.IDMaps `json:",omitempty"`
+	SharePID bool              `json:",omitempty"`
 
 	Security PodSecurity `json:",omitzero"`
 	// Resources is the limit of the pod as a whole; zero fields are unlimited.

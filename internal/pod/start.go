@@ -101,7 +101,7 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) e
 	}
 	oci, err := buildSpec(specInput{
 		Pod: spec, Container: c, Image: img.Config, Env: env, Layers: layers, Mounts: mounts, Devices: devices,
-		Net: w.nsPath(namespace.Net), IPC: w.nsPath(namespace.IPC), UTS: w.nsPath(namespace.UTS), PID: pid,
+		Net: w.nsPath(namespace.Net), IPC: w.nsPath(namespace.IPC), UTS: w.nsPath(namespace.UTS), PID: pid, User: w.nsPath(namespace.User),
 		SeccompDir: w.p.o.SeccompDir, MaxPIDs: w.p.o.MaxPIDs, CgroupParent: w.group(),
 		Expand: func(s string) string { return expand(s, vars) },
 	})

@@ -85,16 +85,18 @@ func (g *Group) memoryStats(s *Stats) error {
 	}
 	usage, peak, limit, swap := "memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.limit_in_bytes", ""
 	key := func(k string) string { return "total_" + k } // v1: with the groups below
-	rss, cache := "total_rss", "total_cache"
+	rss, cache, mapped := "total_rss", "total_cache", "total_mapped_file"
+	kernel, hits := "memory.kmem.usage_in_bytes", "memory.failcnt"
 	if unified {
 		usage, peak, limit, swap = "memory.current", "memory.peak", "memory.max", "memory.swap.current"
 		key = func(k string) string { return k }
-		rss, cache = "anon", "file"
+		rss, cache, mapped = "anon", "file", "file_mapped"
+		kernel, hits = "", ""
 	}
 	for _, f := range []struct {
 		name string
 		to   *uint64
-	}{{usage, &s.Memory.UsageBytes}, {peak, &s.Memory.PeakBytes}, {limit, &s.Memory.LimitBytes}, {swap, &s.Memory.SwapBytes}} {
+	}{{usage, &s.Memory.UsageBytes}, {peak, &s.Memory.PeakBytes}, {limit, &s.Memory.LimitBytes}, {swap, &s.Memory.SwapBytes}, {kernel, &s.Memory.KernelBytes}, {hits, &s.Memory.LimitHits}} {
 		if f.name == "" {
 			continue
 		}
@@ -107,6 +109,14 @@ func (g *Group) memoryStats(s *Stats) error {
 	if !unified {
 		s.Memory.SwapBytes = m["total_swap"]
 	}
+	if unified {
+		events, err := flat(dir, "memory.events")
+		if err != nil && !errors.Is(err, errs.NotFound) { // the root has none
+			return err
+		}
+		s.Memory.KernelBytes, s.Memory.LimitHits = m["kernel"], events["max"]
+	}
+	s.Memory.MappedBytes = m[mapped]
 	s.Memory.RSSBytes, s.Memory.CacheBytes = m[rss], m[cache]
 	s.Memory.PageFaults, s.Memory.MajorPageFaults = m[key("pgfault")], m[key("pgmajfault")]
 	if inactive := m[key("inactive_file")]; inactive < s.Memory.UsageBytes {
@@ -256,6 +266,12 @@ func (g *Group) hugeTLBStats(s *Stats) error {
 		if err != nil {
 			return err
 		}
+		var peak uint64
+		if !unified {
+			if peak, _, err = readUint(dir, "hugetlb."+size+".max_usage_in_bytes"); err != nil {
+				return err
+			}
+		}
 		l, none, err := readUint(dir, "hugetlb."+size+limit)
 		if err != nil {
 			return err
@@ -266,7 +282,7 @@ func (g *Group) hugeTLBStats(s *Stats) error {
 		if s.HugeTLB == nil {
 			s.HugeTLB = map[string]HugeTLBStats{}
 		}
-		s.HugeTLB[size] = HugeTLBStats{UsageBytes: u, LimitBytes: l}
+		s.HugeTLB[size] = HugeTLBStats{UsageBytes: u, PeakBytes: peak, LimitBytes: l}
 	}
 	return nil
 }

@@ -34,6 +34,9 @@ type MemoryStats struct {
 	LimitBytes      uint64 // 0: no limit
 	PageFaults      uint64
 	MajorPageFaults uint64
+	MappedBytes     uint64 // of files that are mapped
+	KernelBytes     uint64 // of the kernel for the group; v2: Linux 5.18
+	LimitHits       uint64 // how often usage was at the limit
 }
 
 // PIDStats counts tasks: processes and threads.
@@ -51,6 +54,7 @@ type DeviceIO struct {
 // HugeTLBStats are bytes of huge pages of one size.
 type HugeTLBStats struct {
 	UsageBytes uint64
+	PeakBytes  uint64 // v1 alone counts it
 	LimitBytes uint64 // math.MaxUint64: no limit; 0 is one here
 }
 

@@ -20,7 +20,11 @@ func TestFaultsChild(t *testing.T) {
 	if dir == "" {
 		return // not a child
 	}
-	if err := Pin(dir, []Kind{Net, IPC, UTS}, Options{Hostname: "faulty"}); err != nil {
+	o := Options{Hostname: "faulty"}
+	if os.Getenv("NAMESPACE_TEST_OWNED") != "" {
+		o.Users = mapped(300000)
+	}
+	if err := Pin(dir, []Kind{Net, IPC, UTS}, o); err != nil {
 		t.Fatal(err)
 	}
 	if err := Unpin(dir); err != nil {
@@ -35,17 +39,21 @@ func TestFaults(t *testing.T) {
 		if !strings.HasPrefix(point, "namespace.") {
 			continue
 		}
-		for _, again := range []bool{true, false} {
+		for i := range 4 {
+			again, o, owned := i%2 == 0, Options{Hostname: "faulty"}, ""
+			if i >= 2 {
+				o.Users, owned = mapped(300000), "yes"
+			}
 			dir := place(t)
 			cmd := exec.Command("/proc/self/exe", "-test.run", "^TestFaultsChild$")
-			cmd.Env = append(os.Environ(), "NAMESPACE_TEST_DIR="+dir, "ORLOP_FAULT="+point)
+			cmd.Env = append(os.Environ(), "NAMESPACE_TEST_DIR="+dir, "NAMESPACE_TEST_OWNED="+owned, "ORLOP_FAULT="+point)
 			out, err := cmd.CombinedOutput()
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 				t.Fatalf("%s: the child was not killed: %v\n%s", point, err, out)
 			}
 			if again {
-				if err := Pin(dir, []Kind{Net, IPC, UTS}, Options{Hostname: "faulty"}); err != nil {
+				if err := Pin(dir, []Kind{Net, IPC, UTS}, o); err != nil {
 					t.Fatalf("%s: %v", point, err)
 				}
 				inside(t, dir, []Kind{UTS}, func() error {

@@ -20,8 +20,8 @@ import (
 	"github.com/orlop-io/orlop/internal/base/fault"
 )
 
-// Kind is a kind of namespace that can be pinned. Mount and user namespaces cannot:
-// nothing here shares them.
+// Kind is a kind of namespace that can be pinned. Mount namespaces cannot: nothing here
+// shares them.
 type Kind string
 
 const (
@@ -31,6 +31,8 @@ const (
 	// PID is pinned by PinProcess only: a PID namespace begins with its first process and
 	// takes no more once that has ended.
 	PID Kind = "pid"
+	// User is pinned where Options.Users are given: it owns the others.
+	User Kind = "user"
 )
 
 var flags = map[Kind]int{Net: unix.CLONE_NEWNET, IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS}
@@ -42,6 +44,9 @@ type Options struct {
 	// Sysctls, like net.ipv4.ip_unprivileged_port_start, are written inside the
 	// namespaces. Only those that belong to a pinned kind are allowed.
 	Sysctls map[string]string
+	// Users, where given, are the mappings of a user namespace that is made and pinned
+	// too, to which the others belong.
+	Users *IDMaps
 }
 
 var (
@@ -76,10 +81,30 @@ func Pin(dir string, kinds []Kind, o Options) error {
 			unshare |= flag
 		}
 	}
-	if len(missing) == 0 {
+	make := pin
+	if o.Users != nil {
+		pinned, err := Pinned(filepath.Join(dir, string(User)))
+		if err != nil {
+			return fmt.Errorf("pin namespaces: %w", err)
+		}
+		if pinned && len(missing) == 0 {
+			return nil
+		}
+		// They belong together: what was cut off is made anew, all of it.
+		if err := Unpin(dir); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("pin namespaces: %w", err)
+		}
+		make, missing, unshare = pinOwned, kinds, 0
+		for _, k := range kinds {
+			unshare |= flags[k]
+		}
+	} else if len(missing) == 0 {
 		return nil
 	}
-	if err := OnThread(func() error { return pin(dir, missing, unshare, o) }); err != nil {
+	if err := OnThread(func() error { return make(dir, missing, unshare, o) }); err != nil {
 		return fmt.Errorf("pin namespaces at %s: %w", dir, err)
 	}
 	return nil
@@ -89,6 +114,22 @@ func pin(dir string, kinds []Kind, unshare int, o Options) error {
 	if err := unix.Unshare(unshare); err != nil {
 		return fmt.Errorf("make %v: %w", kinds, err)
 	}
+	if err := furnish(kinds, o, func(_ Kind, fn func() error) error { return fn() }); err != nil {
+		return err
+	}
+	afterMade.Hit()
+	for _, k := range kinds {
+		if err := bind("/proc/thread-self/ns/"+string(k), filepath.Join(dir, string(k))); err != nil {
+			return err
+		}
+		afterFirst.Hit()
+	}
+	return nil
+}
+
+// furnish gives new namespaces, which the thread is in, what they begin with. What as runs
+// is done as whoever may set that kind's values.
+func furnish(kinds []Kind, o Options, as func(Kind, func() error) error) error {
 	if slices.Contains(kinds, UTS) && o.Hostname != "" {
 		if err := unix.Sethostname([]byte(o.Hostname)); err != nil {
 			return fmt.Errorf("set host name %s: %w", o.Hostname, err)
@@ -101,20 +142,13 @@ func pin(dir string, kinds []Kind, unshare int, o Options) error {
 	}
 	for name, value := range o.Sysctls {
 		if k, path := sysctl(name); slices.Contains(kinds, k) {
-			if err := os.WriteFile("/proc/sys/"+path, []byte(value), 0); err != nil {
+			if err := as(k, func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
 				if errors.Is(err, os.ErrNotExist) {
 					return errs.New(errs.Unsupported, "set sysctl %s: this kernel does not have it", name)
 				}
 				return errs.New(errs.Invalid, "set sysctl %s=%s: %w", name, value, err)
 			}
 		}
-	}
-	afterMade.Hit()
-	for _, k := range kinds {
-		if err := bind("/proc/thread-self/ns/"+string(k), filepath.Join(dir, string(k))); err != nil {
-			return err
-		}
-		afterFirst.Hit()
 	}
 	return nil
 }
@@ -172,7 +206,7 @@ func Pinned(path string) (bool, error) {
 // Unpin takes away what Pin and PinProcess made at dir, and dir itself, which must have
 // nothing else in it. Namespaces end once no process is in them. It is idempotent.
 func Unpin(dir string) error {
-	for _, k := range []Kind{Net, IPC, UTS, PID} {
+	for _, k := range []Kind{User, Net, IPC, UTS, PID} {
 		path := filepath.Join(dir, string(k))
 		if err := unmount(path); err != nil {
 			return fmt.Errorf("unpin namespaces: %w", err)

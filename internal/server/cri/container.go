@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -58,7 +59,10 @@ func containerConfig(c *v1.ContainerConfig) (pod.ContainerConfig, error) {
 			}
 		}
 		if len(m.UidMappings)+len(m.GidMappings) > 0 {
-			return out, errs.New(errs.Unsupported, "container %s: mount on %s: id-mapped mounts are not supported yet", out.Name, m.ContainerPath)
+			var err error
+			if b.Users, err = idMaps(m.UidMappings, m.GidMappings); err != nil {
+				return out, fmt.Errorf("container %s: mount on %s: %w", out.Name, m.ContainerPath, err)
+			}
 		}
 		// SelinuxRelabel: without SELinux there is nothing to label, and kubelet asks for it
 		// regardless.

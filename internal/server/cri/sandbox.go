@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math"
 	"net/netip"
@@ -63,8 +64,11 @@ func sandboxConfig(c *v1.PodSandboxConfig) (pod.SandboxConfig, error) {
 	out.HostNetwork = ns.GetNetwork() == v1.NamespaceMode_NODE
 	out.HostPID = ns.GetPid() == v1.NamespaceMode_NODE
 	out.HostIPC = ns.GetIpc() == v1.NamespaceMode_NODE
-	if u := ns.GetUsernsOptions(); u != nil && u.Mode == v1.NamespaceMode_POD {
-		return out, errs.New(errs.Unsupported, "pod %s: user namespaces are not supported yet; leave hostUsers out", out.Key)
+	if out.Users, err = userMappings(ns.GetUsernsOptions()); err != nil {
+		return out, fmt.Errorf("pod %s: %w", out.Key, err)
+	}
+	if out.Users != nil && (out.HostNetwork || out.HostPID || out.HostIPC) {
+		return out, errs.New(errs.Invalid, "pod %s: a user namespace needs network, PID and IPC namespaces of the pod's own", out.Key)
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.GetSysctls())) {
 		out.Security.Sysctls = append(out.Security.Sysctls, pod.Sysctl{Name: name, Value: l.Sysctls[name]})
@@ -165,6 +169,7 @@ func sandboxStatus(b pod.Sandbox) *v1.PodSandboxStatus {
 		Network: &v1.PodSandboxNetworkStatus{}, Labels: c.Labels, Annotations: c.Annotations, RuntimeHandler: c.Handler,
 		Linux: &v1.LinuxPodSandboxStatus{Namespaces: &v1.Namespace{Options: &v1.NamespaceOption{
 			Network: node(c.HostNetwork, v1.NamespaceMode_POD), Ipc: node(c.HostIPC, v1.NamespaceMode_POD), Pid: node(c.HostPID, v1.NamespaceMode_CONTAINER),
+			UsernsOptions: encodeUsers(c.Users),
 		}}},
 	}
 	for i, ip := range b.IPs {

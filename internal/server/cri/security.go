@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -46,10 +47,13 @@ func security(out *pod.ContainerConfig, c *v1.LinuxContainerSecurityContext) err
 		}
 		out.PID, out.Target = pod.PIDTarget, pod.ContainerID(ns.TargetId)
 	}
+	var err error
+	if out.Users, err = userMappings(ns.GetUsernsOptions()); err != nil {
+		return fmt.Errorf("container %s: %w", out.Name, err)
+	}
 	if se := c.GetSelinuxOptions(); se != nil && (se.User != "" || se.Role != "" || se.Type != "" || se.Level != "") && !sec.Privileged {
 		sec.SELinuxOptions = &pod.SELinux{User: se.User, Role: se.Role, Type: se.Type, Level: se.Level}
 	}
-	var err error
 	//lint:ignore SA1019 older clients, and critest, send it
 	if sec.Seccomp, err = seccompProfile(c.GetSeccomp(), c.GetSeccompProfilePath()); err != nil {
 		return err

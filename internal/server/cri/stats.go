@@ -180,13 +180,18 @@ func (s *Server) containerStats(ctx context.Context, c *pod.DrivenContainer) (*v
 		}
 		st.Cpu, st.Memory, st.Swap, st.Io = s.encodeCPU(string(c.ID), u), encodeMemory(u), encodeSwap(u), encodeIO(u)
 	}
-	dir := filepath.Join(s.o.ContainerDir, string(c.ID), "upper")
-	layer, err := s.layers.measure(dir, func() (int64, int64, error) { return tree(ctx, dir) })
+	layer, err := s.layer(ctx, c.ID)
 	if err != nil {
 		return nil, err
 	}
 	st.WritableLayer = layer.encode(s.o.ContainerDir)
 	return st, nil
+}
+
+// layer measures a container's writable layer.
+func (s *Server) layer(ctx context.Context, id pod.ContainerID) (usage, error) {
+	dir := filepath.Join(s.o.ContainerDir, string(id), "upper")
+	return s.layers.measure(dir, func() (int64, int64, error) { return tree(ctx, dir) })
 }
 
 func (s *Server) encodeCPU(id string, u cgroup.Stats) *v1.CpuUsage {

@@ -15,7 +15,7 @@ func (s *Server) Version(context.Context, *v1.VersionRequest) (*v1.VersionRespon
 
 // Status implements the service.
 func (s *Server) Status(ctx context.Context, r *v1.StatusRequest) (*v1.StatusResponse, error) {
-	features := &v1.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}
+	features := &v1.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}
 	answer := &v1.StatusResponse{
 		Status: &v1.RuntimeStatus{Conditions: []*v1.RuntimeCondition{
 			{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Status: true},
