@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -79,22 +78,12 @@ func TestExecStates(t *testing.T) {
 func TestExecTerminal(t *testing.T) {
 	p, end := start(t, Config{ID: "target", Spec: spec("sleep", "1000"), Rootfs: layers(t, image(t))})
 	defer end()
-	q, err := shared.Exec(contextT(t), ExecConfig{PID: p.PID(), Process: &specs.Process{
+	out := onTerminal(t, ExecConfig{PID: p.PID(), Process: &specs.Process{
 		Args: []string{"sh", "-c", "tty; stty size; stat -c %u $(tty); echo said >/dev/tty; test -e /dev/console || echo no console; id -u"}, Cwd: "/", Env: []string{"PATH=/bin"},
-		Terminal: true, ConsoleSize: &specs.Box{Height: 7, Width: 77}, User: specs.User{UID: 42}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer q.Console().Close()
-	if err := q.Start(contextT(t)); err != nil {
-		t.Fatal(err)
-	}
-	q.Console().SetReadDeadline(time.Now().Add(20 * time.Second))
-	out := talk(t, q.Console(), "no console\r\n42")
+		ConsoleSize: &specs.Box{Height: 7, Width: 77}, User: specs.User{UID: 42}}}, "no console\r\n42\r")
 	for _, want := range []string{"/dev/pts/0", "7 77", "\n42\r", "said"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in %q", want, out)
 		}
 	}
-	wait(t, q)
 }

@@ -177,9 +177,22 @@ type result struct {
 	signal int
 }
 
-// wait reaps a started process.
+// wait reaps a started process, which has a minute to end.
 func wait(t testing.TB, p *Process) (code, signal int) {
 	t.Helper()
+	ends := []unix.PollFd{{Fd: int32(p.PIDFD().Fd()), Events: unix.POLLIN}}
+	for end := time.Now().Add(time.Minute); ; {
+		n, err := unix.Poll(ends, max(0, int(time.Until(end).Milliseconds())))
+		if err != nil && err != unix.EINTR {
+			t.Fatalf("wait: %v", err)
+		}
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("process %d does not end", p.PID())
+		}
+	}
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(p.PID(), &ws, 0, nil)

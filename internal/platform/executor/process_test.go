@@ -126,7 +126,31 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// talk reads from a terminal until it says want.
+// onTerminal runs a process in a container, with a terminal of its own, and returns what
+// that says up to want. However it goes the process is reaped: the first process of a PID
+// namespace ends only when all others of it have been, also those whose parent is here
+// (pid_namespaces(7)), so that who gives up on this one could not end the container.
+func onTerminal(t testing.TB, c ExecConfig, want string) string {
+	t.Helper()
+	c.Process.Terminal = true
+	p, err := shared.Exec(contextT(t), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Console().Close()
+	if err := p.Start(contextT(t)); err != nil {
+		p.Close()
+		t.Fatal(err)
+	}
+	defer func() {
+		unix.PidfdSendSignal(int(p.PIDFD().Fd()), unix.SIGKILL, nil, 0)
+		wait(t, p)
+	}()
+	return talk(t, p.Console(), want)
+}
+
+// talk reads from a terminal until it says want. What has come with it is gone for the
+// next call.
 func talk(t testing.TB, f *os.File, want string) string {
 	t.Helper()
 	f.SetReadDeadline(time.Now().Add(20 * time.Second))
@@ -166,18 +190,10 @@ func TestTerminal(t *testing.T) {
 	talk(t, con, "got word\r\n5 6")
 
 	// Another terminal in the same container.
-	q, err := shared.Exec(contextT(t), ExecConfig{PID: p.PID(), Process: &specs.Process{Args: []string{"sh", "-c", "tty; echo $((6*7))"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: true}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := q.Start(contextT(t)); err != nil {
-		t.Fatal(err)
-	}
-	defer q.Console().Close()
-	if out := talk(t, q.Console(), "42"); !strings.Contains(out, "/dev/pts/1") {
+	out = onTerminal(t, ExecConfig{PID: p.PID(), Process: &specs.Process{Args: []string{"sh", "-c", "tty; echo $((6*7))"}, Cwd: "/", Env: []string{"PATH=/bin"}}}, "42")
+	if !strings.Contains(out, "/dev/pts/1") {
 		t.Errorf("the terminal says %q", out)
 	}
-	wait(t, q)
 }
 
 // TestPause: containers share the PID namespace of a process that reaps what they leave.

@@ -210,17 +210,7 @@ func TestSharedUserNamespace(t *testing.T) {
 	}
 
 	// A terminal, whose owner is in the namespace.
-	q, err := shared.Exec(contextT(t), ExecConfig{PID: sandbox.PID(), Process: &specs.Process{Args: []string{"sh", "-c", "tty; stat -c 'owner %u' $(tty); echo $((6*7))"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: true, User: specs.User{UID: 12}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := q.Start(contextT(t)); err != nil {
-		t.Fatal(err)
-	}
-	talk(t, q.Console(), "owner 12")
-	talk(t, q.Console(), "42")
-	q.Console().Close()
-	wait(t, q)
+	onTerminal(t, ExecConfig{PID: sandbox.PID(), Process: &specs.Process{Args: []string{"sh", "-c", "tty; stat -c 'owner %u' $(tty); echo $((6*7))"}, Cwd: "/", Env: []string{"PATH=/bin"}, User: specs.User{UID: 12}}}, "owner 12\r\n42")
 
 	// What is not what it should be.
 	for name, tt := range map[string]struct {
