@@ -44,8 +44,10 @@ Written by %s on %s: Orlop and what the distribution packages, side by side in %
 		p("\n")
 	}
 	r.writePods(p)
-	p("\n## Single containers\n\n`/bin/true` of a static busybox on overlayfs over the host's disk, default seccomp profile, own namespaces, memory, CPU and process limits,\n%d times each, from the request until it has ended and nothing of it is left. *orlop* is the keeper, asked as the daemon asks; the others are command lines, `run` and `exec`.\n\n", r.Rounds*r.Starts)
-	r.writeContainers(p)
+	if len(r.Containers) > 0 {
+		p("\n## Single containers\n\n`/bin/true` of a static busybox on overlayfs over the host's disk, default seccomp profile, own namespaces, memory, CPU and process limits,\n%d times each, from the request until it has ended and nothing of it is left. *orlop* is the keeper, asked as the daemon asks; the others are command lines, `run` and `exec`.\n\n", r.Rounds*r.Starts)
+		r.writeContainers(p)
+	}
 	if r.V2 != nil {
 		p("\n## Single containers on cgroup v2\n\nThe same on a cgroup-v2 machine that QEMU emulates without hardware help (%s), its files in memory: crun refuses hybrid cgroups. Times are some 20 times those of hardware.\n\n", r.V2.Machine)
 		for _, v := range r.V2.versions() {

@@ -31,6 +31,21 @@ func (r *results) targets() (list []target) {
 		atMost("`orlop-oci run`, p50", us.Run.at(.5), runc.Run.at(.5), 1./3, ms, "runc", "")
 		atMost("`orlop-oci exec`, p50", us.Exec.at(.5), runc.Exec.at(.5), 1./3, ms, "runc", "")
 	}
+	if r.V2 != nil {
+		for _, peer := range []struct {
+			name  string
+			ratio float64
+		}{{"crun", 1. / 2}, {"runc", 1. / 5}} {
+			us, them := r.V2.container("orlop-oci"), r.V2.container(peer.name)
+			if us == nil || them == nil {
+				continue
+			}
+			atMost("`orlop-oci run` on cgroup v2, p50", us.Run.at(.5), them.Run.at(.5), peer.ratio, ms, peer.name, "")
+			atMost("the same, CPU time", us.RunCPU.each(), them.RunCPU.each(), peer.ratio, ms, peer.name, "")
+			atMost("`orlop-oci exec` on cgroup v2, p50", us.Exec.at(.5), them.Exec.at(.5), peer.ratio, ms, peer.name, "")
+			atMost("the same, CPU time", us.ExecCPU.each(), them.ExecCPU.each(), peer.ratio, ms, peer.name, "")
+		}
+	}
 	for _, c := range r.Containers {
 		if c.Name != "orlop" && c.Name != "orlop-oci" {
 			continue

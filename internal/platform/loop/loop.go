@@ -136,7 +136,7 @@ func configure(path string, o Options) (*Device, error) {
 	if o.ReadOnly {
 		c.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
-	if o.DirectIO {
+	if o.DirectIO && readsDirectly(path) {
 		c.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
 	if o.Autoclear {
@@ -152,6 +152,24 @@ func configure(path string, o Options) (*Device, error) {
 		d.DirectIO = info.Flags&unix.LO_FLAGS_DIRECT_IO != 0
 	}
 	return d, nil
+}
+
+// readsDirectly tells whether direct I/O to the file works. The kernel goes by what the
+// filesystem says, and overlayfs up to Linux 6.5 says yes whatever is below: over a tmpfs
+// the device then fails with every read.
+func readsDirectly(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS) // aligned
+	if err != nil {
+		return false
+	}
+	defer unix.Munmap(page)
+	_, err = unix.Pread(fd, page, 0)
+	return err == nil
 }
 
 // openNode opens a loop device's node. devtmpfs makes it a moment after the device on

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -18,7 +20,11 @@ const mib = 1 << 20
 // file makes a file of 4 MiB. Its device must be gone at the end of the test.
 func file(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	return fileIn(t, t.TempDir())
+}
+
+func fileIn(t *testing.T, dir string) string {
+	t.Helper()
 	path := filepath.Join(dir, "file.img")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -197,4 +203,52 @@ func TestConcurrentAttach(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// Direct I/O is asked for where there is none: overlayfs says that it has it, whatever is
+// below, and up to Linux 6.5 a tmpfs has not.
+func TestDirectIOOverTmpfs(t *testing.T) {
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		for _, m := range []string{dir + "/merged", dir} {
+			if err := unix.Unmount(m, 0); err != nil {
+				t.Errorf("unmount %s: %v", m, err)
+			}
+		}
+	})
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("overlay", dir+"/merged", "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/work"); err != nil {
+		t.Fatal(err)
+	}
+	path := fileIn(t, dir+"/merged")
+	d := attach(t, path, Options{DirectIO: true, SectorBytes: 4096})
+	defer func() {
+		d.Close()
+		if err := Detach(context.Background(), path); err != nil {
+			t.Error(err)
+		}
+	}()
+	want := []byte("written to the device")
+	if _, err := d.file.WriteAt(want, mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.file.Sync(); err != nil {
+		t.Fatalf("direct I/O %v: %v", d.DirectIO, err)
+	}
+	got := make([]byte, len(want))
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(got, mib); err != nil || string(got) != string(want) {
+		t.Errorf("direct I/O %v: the file has %q, %v", d.DirectIO, got, err)
+	}
 }
