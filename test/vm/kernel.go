@@ -14,8 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/orlop-io/orlop/test/cache"
 	"github.com/orlop-io/orlop/test/vm/boot"
 )
 
@@ -33,40 +32,22 @@ type kernel struct {
 // everything that containers use, as modules.
 const metapackage = "linux-image-cloud-amd64"
 
-// cacheDir is outside of any source tree, and survives between runs.
-func cacheDir() (string, error) {
-	if d := os.Getenv("ORLOP_TEST_CACHE"); d != "" {
-		return d, nil
-	}
-	if os.Getuid() == 0 {
-		return "/var/cache/orlop-test", nil
-	}
-	d, err := os.UserCacheDir()
-	return filepath.Join(d, "orlop-test"), err
-}
-
 // fetchKernel returns the newest kernel in the cache, and downloads one if there is none.
-func fetchKernel(ctx context.Context, cache string) (*kernel, error) {
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return nil, err
-	}
-	lock, err := os.OpenFile(filepath.Join(cache, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+func fetchKernel(ctx context.Context, dir string) (*kernel, error) {
+	unlock, err := cache.Lock(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close() // and with it the lock
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, err
-	}
-	have, err := filepath.Glob(filepath.Join(cache, "linux-image-*", "index.json"))
+	defer unlock()
+	have, err := filepath.Glob(filepath.Join(dir, "linux-image-*", "index.json"))
 	if err != nil {
 		return nil, err
 	}
 	if len(have) == 0 {
-		if err := download(ctx, cache); err != nil {
+		if err := download(ctx, dir); err != nil {
 			return nil, fmt.Errorf("get a kernel for the test machine: %w", err)
 		}
-		if have, err = filepath.Glob(filepath.Join(cache, "linux-image-*", "index.json")); err != nil || len(have) == 0 {
+		if have, err = filepath.Glob(filepath.Join(dir, "linux-image-*", "index.json")); err != nil || len(have) == 0 {
 			return nil, errors.Join(errors.New("the kernel's package has no kernel"), err)
 		}
 	}

@@ -10,7 +10,7 @@
 // emulated: the trip takes about ten seconds, and what runs in the machine is 5 to 30
 // times slower than outside. It needs root, or at least read access to all that the
 // commands read, and the packages qemu-system-x86 and qemu-system-common
-// (virtiofsd from Debian 13 on); the kernel's package is downloaded once (see cacheDir).
+// (virtiofsd from Debian 13 on); the kernel's package is downloaded once (see package cache).
 //
 // To have the tests of another package run there, add a line to the table in
 // hosts_test.go.
@@ -34,6 +34,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/orlop-io/orlop/test/cache"
 	"github.com/orlop-io/orlop/test/vm/boot"
 )
 
@@ -105,11 +106,11 @@ func Boot(ctx context.Context, o Options) (_ *Machine, err error) {
 	if m.tools, err = findTools(); err != nil {
 		return nil, err
 	}
-	cache, err := cacheDir()
+	dir, err := cache.Dir()
 	if err != nil {
 		return nil, err
 	}
-	if m.kernel, err = fetchKernel(m.ctx, cache); err != nil {
+	if m.kernel, err = fetchKernel(m.ctx, dir); err != nil {
 		return nil, err
 	}
 	sweep()
