@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,17 +38,12 @@ func TestCalm(t *testing.T) {
 		t.Error("the first thread is late")
 	}
 	// Nobody else enters nanosleep: while a goroutine spins, the thread that does is the monitor.
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	go func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		for !stop.Load() {
 		}
 	}()
-	defer close(stop)
+	defer stop.Store(true)
 	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
 		call, err := os.ReadFile("/proc/self/task/" + late[0] + "/syscall")
 		if err == nil && strings.HasPrefix(string(call), fmt.Sprint(unix.SYS_NANOSLEEP)+" ") {
