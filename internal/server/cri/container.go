@@ -283,7 +283,7 @@ func (s *Server) containerStatus(ctx context.Context, c *pod.DrivenContainer) *v
 		if b.Image != "" {
 			m.Image = &v1.ImageSpec{Image: b.Image}
 			if img, err := s.o.Images.Resolve(ctx, b.Image); err == nil {
-				m.Image.ImageRef = s.imageRef(ctx, img.ID.String())
+				m.Image.ImageRef = img.ID.String() // as pulling it has answered
 			}
 		}
 		switch b.Propagation {
