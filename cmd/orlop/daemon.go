@@ -24,6 +24,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/heap"
 	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/cri"
+	"github.com/orlop-io/orlop/internal/server/nri"
 	"github.com/orlop-io/orlop/internal/server/web"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -120,6 +121,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 
 	var runtime *cri.Server
 	var criSocket net.Listener
+	var plugins *nri.Server
 	if c.CRI.Socket != "off" {
 		o, err := h.criOptions(ready)
 		if err != nil {
@@ -127,6 +129,13 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		}
 		if runtime, err = cri.New(o); err != nil {
 			return err
+		}
+		if c.CRI.NRI.Socket != "off" {
+			plugins, err = nri.New(nri.Options{Pods: o.Pods, Version: version, Socket: c.CRI.NRI.Socket, Timeout: c.CRI.NRI.Timeout, Log: log.With("server", "nri")})
+			if err != nil {
+				return err
+			}
+			o.Pods.SetHooks(plugins)
 		}
 		if criSocket, err = listenUnix(c.CRI.Socket, ""); err != nil {
 			return err
@@ -149,6 +158,12 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 	g.Go(func() error {
 		if err := h.reconcile(ctx); err != nil {
 			return err
+		}
+		if plugins != nil {
+			if err := plugins.Start(); err != nil {
+				return err
+			}
+			defer plugins.Stop()
 		}
 		close(ready)
 		sdnotify.SdNotify(false, sdnotify.SdNotifyReady)

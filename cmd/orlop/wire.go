@@ -37,7 +37,7 @@ func (h *host) podOptions() pod.Options {
 		Images: podImages{h.images}, Network: podNetwork{h.network, h.log}, Volumes: podVolumes{h.volumes},
 		Keeper:       keeperOptions(c),
 		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
-		SeccompDir: c.Pod.SeccompDir, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
+		SeccompDir: c.Pod.SeccompDir, CDIDirs: c.Pod.CDIDirs, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
 		Log: h.log.With("domain", "pod"),
 	}
 }

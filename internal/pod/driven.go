@@ -36,7 +36,9 @@ type Driven struct {
 	p          *Pods
 	sandboxes  store.Bucket[sandboxRecord]   // volatile, by ID
 	containers store.Bucket[containerRecord] // volatile, by ContainerID
-	locks      keylock.Locks                 // by the name that a client gives, or by id
+	hooks      Hooks
+	hooked     bool          // hooks are more than none
+	locks      keylock.Locks // by the name that a client gives, or by id
 
 	mu   sync.Mutex
 	pods map[ID]*drivenPod
@@ -101,6 +103,7 @@ type ContainerConfig struct {
 	Variables   []string          `json:",omitempty"` // NAME=value
 	Binds       []Bind            `json:",omitempty"`
 	Nodes       []DeviceNode      `json:",omitempty"`
+	CDI         []string          `json:",omitempty"` // devices by their vendors' names
 	Limits      *specs.LinuxResources
 	OOMScoreAdj int
 	PID         PIDMode     `json:",omitempty"`
@@ -158,6 +161,7 @@ type DrivenContainer struct {
 	Reason, Message                  string
 	User                             specs.User
 	LogPath                          string // absolute; "": none
+	Adjustment                       []byte `json:",omitempty"` // what plugins have made of it
 }
 
 // DrivenEvent is something that happened to a container or, where Container is "", to a
@@ -183,6 +187,7 @@ type sandboxRecord struct {
 	Sandbox
 	Kernel   state
 	Answered bool // the client knows the id
+	Hooked   bool // plugins know it
 }
 
 type containerRecord struct {
@@ -196,6 +201,7 @@ type drivenPod struct {
 	w *worker
 
 	mu         sync.Mutex
+	making     bool // a request is at it, which alone can see it
 	rec        sandboxRecord
 	containers map[ContainerID]*drivenContainer
 }
@@ -203,8 +209,9 @@ type drivenPod struct {
 type drivenContainer struct {
 	pod *drivenPod
 
-	mu  sync.Mutex
-	rec containerRecord
+	ending sync.Mutex // held until everybody is told of its end
+	mu     sync.Mutex
+	rec    containerRecord
 }
 
 var (
@@ -220,7 +227,7 @@ var (
 
 // openDriven reads the records.
 func openDriven(p *Pods) (*Driven, error) {
-	d := &Driven{p: p, pods: make(map[ID]*drivenPod), all: make(map[ContainerID]*drivenContainer), subs: make(map[chan DrivenEvent]bool)}
+	d := &Driven{p: p, hooks: noHooks{}, pods: make(map[ID]*drivenPod), all: make(map[ContainerID]*drivenContainer), subs: make(map[chan DrivenEvent]bool)}
 	var err error
 	if d.sandboxes, err = store.NewBucket[sandboxRecord](p.o.Volatile, "pod.driven.sandboxes"); err != nil {
 		return nil, err
@@ -278,6 +285,12 @@ func (d *Driven) setState(pod *drivenPod, s SandboxState) error {
 	defer pod.mu.Unlock()
 	pod.rec.State = s
 	return d.sandboxes.Put(string(pod.rec.ID), pod.rec)
+}
+
+func (pod *drivenPod) isHooked() bool {
+	pod.mu.Lock()
+	defer pod.mu.Unlock()
+	return pod.rec.Hooked
 }
 
 func (pod *drivenPod) sandbox() Sandbox {
@@ -391,7 +404,11 @@ func (d *Driven) Sandboxes() []Sandbox {
 	d.mu.Unlock()
 	list := make([]Sandbox, 0, len(pods))
 	for _, pod := range pods {
-		list = append(list, pod.sandbox())
+		pod.mu.Lock()
+		if !pod.making {
+			list = append(list, pod.rec.Sandbox)
+		}
+		pod.mu.Unlock()
 	}
 	slices.SortFunc(list, func(a, b Sandbox) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return list
@@ -452,9 +469,14 @@ func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
 		return "", err
 	}
 	id := pod.rec.ID
+	defer pod.made()
 	if pod.sandbox().State == SandboxCreating {
 		spec := pod.w.spec()
-		if err := pod.w.ensureSandbox(ctx, &spec); err != nil {
+		err := pod.w.ensureSandbox(ctx, &spec)
+		if err == nil {
+			err = d.admitSandbox(ctx, pod)
+		}
+		if err != nil {
 			if ctx.Err() == nil { // nobody will go on with it
 				if rerr := d.removePod(context.WithoutCancel(ctx), pod); rerr != nil {
 					d.p.log.Error("what is left of a sandbox could not be removed; it is tried again at its removal", "pod", c.Key, "error", rerr)
@@ -462,12 +484,6 @@ func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
 			}
 			return "", fmt.Errorf("pod %s: %w", c.Key, err)
 		}
-		if err := d.setState(pod, SandboxReady); err != nil {
-			return "", err
-		}
-		faultDrivenReady.Hit()
-		d.publish(EventCreated, id, "")
-		d.publish(EventStarted, id, "")
 	}
 	if ctx.Err() != nil {
 		return "", ctx.Err()
@@ -476,6 +492,37 @@ func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
 	pod.rec.Answered = true
 	pod.mu.Unlock()
 	return id, nil
+}
+
+// admitSandbox asks plugins and, if they let it, shows the sandbox.
+func (d *Driven) admitSandbox(ctx context.Context, pod *drivenPod) error {
+	defer d.hooks.Hold()()
+	pod.mu.Lock()
+	pod.rec.Hooked = d.hooked
+	err := d.sandboxes.Put(string(pod.rec.ID), pod.rec)
+	pod.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := d.hooks.Pod(ctx, HookRun, d.hookedPod(pod)); err != nil {
+		return fmt.Errorf("a plugin refuses it: %w", err)
+	}
+	if err := d.setState(pod, SandboxReady); err != nil {
+		return err
+	}
+	pod.made()
+	faultDrivenReady.Hit()
+	d.publish(EventCreated, pod.rec.ID, "")
+	d.publish(EventStarted, pod.rec.ID, "")
+	return nil
+}
+
+// made shows the sandbox in lists, in whatever state it is: one that was given up is there
+// to be removed.
+func (pod *drivenPod) made() {
+	pod.mu.Lock()
+	defer pod.mu.Unlock()
+	pod.making = false
 }
 
 // claimSandbox finds the sandbox that a request before has begun, or records a new one.
@@ -492,11 +539,15 @@ func (d *Driven) claimSandbox(c SandboxConfig) (*drivenPod, error) {
 		if r.State == SandboxStopped || r.Answered {
 			return nil, errs.New(errs.AlreadyExists, "pod %s has a sandbox of attempt %d already: %s (remove it, or ask for another attempt)", c.Key, c.Attempt, r.ID)
 		}
+		pod.mu.Lock()
+		pod.making = r.State == SandboxCreating
+		pod.mu.Unlock()
 		return pod, nil
 	}
 	d.mu.Unlock()
 	r := sandboxRecord{Sandbox: Sandbox{ID: ID(newContainerID()), Config: c, State: SandboxCreating, CreatedAt: time.Now()}}
 	pod := d.newPod(r)
+	pod.making = true
 	if err := d.sandboxes.Put(string(r.ID), r); err != nil {
 		return nil, err
 	}
@@ -535,6 +586,11 @@ func (d *Driven) stopPod(ctx context.Context, pod *drivenPod) error {
 	wg.Wait()
 	if err := errors.Join(bad...); err != nil {
 		return err
+	}
+	if pod.isHooked() {
+		release := d.hooks.Hold()
+		d.tellPod(ctx, HookStop, pod)
+		release()
 	}
 	// What containers still need to be looked at afterwards — layers, logs — stays until
 	// they are removed.
@@ -577,6 +633,10 @@ func (d *Driven) removePod(ctx context.Context, pod *drivenPod) error {
 	}
 	if err := pod.w.teardown(ctx); err != nil {
 		return err
+	}
+	defer d.hooks.Hold()()
+	if pod.isHooked() {
+		d.tellPod(ctx, HookRemove, pod)
 	}
 	if err := d.sandboxes.Delete(string(pod.rec.ID)); err != nil {
 		return err

@@ -80,8 +80,43 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	rec := containerRecord{DrivenContainer: DrivenContainer{
 		ID: id, Sandbox: sandbox, Config: c, ImageID: img.ID, State: DrivenCreated, CreatedAt: time.Now(), User: oci.Process.User, LogPath: log,
 	}}
+	dc, updates, err := d.admitContainer(ctx, pod, rec, oci)
+	if err != nil {
+		return "", fmt.Errorf("container %s of pod %s: %w", c.Name, box.Config.Key, err)
+	}
+	if err := d.Apply(ctx, updates); err != nil {
+		err = fmt.Errorf("container %s of pod %s: what a plugin asks for other containers: %w", c.Name, box.Config.Key, err)
+		return "", errors.Join(err, d.RemoveContainer(context.WithoutCancel(ctx), id))
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	dc.mu.Lock()
+	dc.rec.Answered = true
+	dc.mu.Unlock()
+	return id, nil
+}
+
+// admitContainer asks plugins and, if they let it, records and shows the container.
+func (d *Driven) admitContainer(ctx context.Context, pod *drivenPod, rec containerRecord, oci *specs.Spec) (_ *drivenContainer, updates []LimitsUpdate, err error) {
+	id, sandbox := rec.ID, rec.Sandbox
+	defer d.hooks.Hold()()
+	hooked, own := d.hookedPod(pod), HookedContainer{rec.DrivenContainer, oci, pod.w.group() + "/" + string(id)}
+	defer func() {
+		if err != nil && d.hooked { // those that were asked first let it, and do not know
+			if _, herr := d.hooks.Container(context.WithoutCancel(ctx), HookRemove, hooked, own); herr != nil {
+				d.p.log.Error("a plugin failed", "hook", HookRemove, "container", id, "error", herr)
+			}
+		}
+	}()
+	if rec.Adjustment, updates, err = d.hooks.Create(ctx, hooked, own); err != nil {
+		return nil, nil, fmt.Errorf("a plugin refuses it: %w", err)
+	}
+	if err := d.hooks.Adjust(oci, rec.Adjustment); err != nil {
+		return nil, nil, fmt.Errorf("adjust it as plugins say: %w", err)
+	}
 	if err := d.containers.Put(string(id), rec); err != nil {
-		return "", err
+		return nil, nil, err
 	}
 	faultDrivenContainer.Hit()
 	dc := &drivenContainer{pod: pod, rec: rec}
@@ -89,7 +124,7 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	if d.pods[sandbox] == nil { // removed meanwhile
 		d.mu.Unlock()
 		d.containers.Delete(string(id))
-		return "", errs.New(errs.NotFound, "there is no pod sandbox %q any more", sandbox)
+		return nil, nil, errs.New(errs.NotFound, "there is no pod sandbox %q any more", sandbox)
 	}
 	d.all[id] = dc
 	pod.mu.Lock()
@@ -98,13 +133,11 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	d.mu.Unlock()
 	pod.show(&rec.DrivenContainer)
 	d.publish(EventCreated, sandbox, id)
-	if ctx.Err() != nil {
-		return "", ctx.Err()
+	more, herr := d.hooks.Container(ctx, HookPostCreate, hooked, own)
+	if herr != nil {
+		d.p.log.Error("a plugin failed", "hook", HookPostCreate, "container", id, "error", herr)
 	}
-	dc.mu.Lock()
-	dc.rec.Answered = true
-	dc.mu.Unlock()
-	return id, nil
+	return dc, append(updates, more...), nil
 }
 
 // buildContainer writes the specification. With dry nothing is made on the host.
@@ -156,6 +189,9 @@ func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id Containe
 		return fail(err)
 	}
 	if err := c.complete(oci); err != nil {
+		return fail(err)
+	}
+	if err := d.InjectDevices(oci, c.CDI); err != nil {
 		return fail(err)
 	}
 	return oci, release, nil
@@ -460,6 +496,9 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 		return err
 	}
 	defer release()
+	if err := d.hooks.Adjust(oci, st.Adjustment); err != nil {
+		return err
+	}
 	if err := w.keepProcess(id, oci.Process); err != nil {
 		return err
 	}
@@ -476,6 +515,21 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	if conf.Security.ReadOnlyRoot {
 		oci.Root = &specs.Root{Path: "/", Readonly: true}
 	}
+	letGo := d.hooks.Hold()
+	held := true
+	unhold := func() {
+		if held {
+			letGo()
+		}
+		held = false
+	}
+	defer unhold()
+	var updates []LimitsUpdate
+	if d.hooked {
+		if updates, err = d.hooks.Container(ctx, HookStart, d.hookedPod(pod), HookedContainer{st, oci, w.group() + "/" + string(id)}); err != nil {
+			return fmt.Errorf("container %s: a plugin refuses its start: %w", id, err)
+		}
+	}
 	started, err := d.p.runtime.run(ctx, keeper.Spec{
 		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: w.nsPath(namespace.User) != ""},
 		Cgroup: filepath.Join(w.group(), string(id)), Log: keeper.LogConfig{Path: st.LogPath}, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
@@ -483,11 +537,23 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	})
 	faultDrivenStarted.Hit()
 	if err != nil {
+		unhold()
 		d.failed(c, err)
 		return err
 	}
 	if err := d.started(c, started); err != nil {
 		return err
+	}
+	if d.hooked {
+		more, err := d.hooks.Container(ctx, HookPostStart, d.hookedPod(pod), HookedContainer{c.status(), oci, w.group() + "/" + string(id)})
+		if err != nil {
+			d.p.log.Error("a plugin failed", "hook", HookPostStart, "container", id, "error", err)
+		}
+		updates = append(updates, more...)
+	}
+	unhold()
+	if err := d.Apply(ctx, updates); err != nil {
+		d.p.log.Error("what a plugin asked for failed", "hook", HookStart, "container", id, "error", err)
 	}
 	// It may have ended before it was known to run, and its event with it.
 	if s, err := d.p.runtime.status(ctx, string(id)); err == nil && s.Exit != nil {
@@ -537,10 +603,21 @@ func (d *Driven) exited(c *drivenContainer, x keeper.Exit) {
 }
 
 func (d *Driven) end(c *drivenContainer, from DrivenState, fn func(*containerRecord)) {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if !d.ended(c, from, fn) || !d.hooked {
+		return
+	}
+	defer d.hooks.Hold()()
+	d.tell(context.Background(), HookStop, c)
+}
+
+// ended records the end, and tells whether it was not known.
+func (d *Driven) ended(c *drivenContainer, from DrivenState, fn func(*containerRecord)) bool {
 	c.mu.Lock()
 	if c.rec.State != from {
 		c.mu.Unlock()
-		return
+		return false
 	}
 	fn(&c.rec)
 	c.rec.State, c.rec.PID = DrivenExited, 0
@@ -552,6 +629,7 @@ func (d *Driven) end(c *drivenContainer, from DrivenState, fn func(*containerRec
 	faultDrivenExited.Hit()
 	c.pod.show(&rec.DrivenContainer)
 	d.publish(EventStopped, rec.Sandbox, rec.ID)
+	return true
 }
 
 // StopContainer sends the stop signal and, when the grace is over, SIGKILL to everything
@@ -617,6 +695,13 @@ func (d *Driven) RemoveContainer(ctx context.Context, id ContainerID) error {
 	if err := c.pod.w.removeContainer(ctx, id); err != nil {
 		return err
 	}
+	// An end that is being told of comes first.
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	defer d.hooks.Hold()()
+	if d.hooked {
+		d.tell(ctx, HookRemove, c)
+	}
 	if err := d.containers.Delete(string(id)); err != nil {
 		return err
 	}
@@ -646,6 +731,27 @@ func (d *Driven) UpdateContainer(ctx context.Context, id ContainerID, res *specs
 	}
 	defer unlock()
 	st := c.status()
+	if st.State == DrivenExited {
+		return errs.New(errs.FailedPrecondition, "container %s has ended; its limits cannot be changed", id)
+	}
+	release := d.hooks.Hold()
+	res, updates, err := d.hooks.Update(ctx, d.hookedPod(c.pod), d.hookedContainer(ctx, c.pod, st), res)
+	release()
+	if err != nil {
+		return fmt.Errorf("container %s: a plugin refuses the update: %w", id, err)
+	}
+	if err := d.setLimits(ctx, c, res); err != nil {
+		return err
+	}
+	if d.hooked {
+		d.tell(ctx, HookPostUpdate, c)
+	}
+	return d.Apply(ctx, updates)
+}
+
+func (d *Driven) setLimits(ctx context.Context, c *drivenContainer, res *specs.LinuxResources) error {
+	st := c.status()
+	id := st.ID
 	switch st.State {
 	case DrivenExited:
 		return errs.New(errs.FailedPrecondition, "container %s has ended; its limits cannot be changed", id)

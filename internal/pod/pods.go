@@ -35,6 +35,7 @@ type Options struct {
 	CgroupParent string
 	CgroupDriver cgroup.Driver
 	SeccompDir   string
+	CDIDirs      []string // of specifications of devices
 	LogMaxBytes  int64
 	LogMaxFiles  int
 	MaxPIDs      int64 // per container; 0: no limit

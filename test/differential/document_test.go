@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -23,6 +24,9 @@ func TestDocument(t *testing.T) {
 	}
 	var b strings.Builder
 	for _, k := range []kind{design, spec, lenient, strict, ours} {
+		if !slices.ContainsFunc(known, func(d difference) bool { return d.kind == k }) {
+			continue
+		}
 		fmt.Fprintf(&b, "\n## %s\n\n| configurations | findings | why |\n|---|---|---|\n", k)
 		for _, d := range known {
 			if d.kind == k {

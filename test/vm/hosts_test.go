@@ -2,10 +2,16 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,11 +44,13 @@ var hosts = []struct {
 		{pkg: "internal/platform/overlay"},
 		{pkg: "internal/platform/pidfd"},
 		{pkg: "internal/platform/executor"}, // seccomp is in it where it needs a kernel
+		{pkg: "internal/platform/container"},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
+		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
-		{pkg: "test/e2e", run: "^TestNotes$"},
+		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
 		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=11"}},
 	}},
 	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
@@ -61,6 +69,8 @@ func TestHosts(t *testing.T) {
 	for _, host := range hosts {
 		t.Run(host.name, func(t *testing.T) {
 			var m *Machine
+			var took []string
+			disk := makeDisk(t, filepath.Join(t.TempDir(), "disk"))
 			t.Cleanup(func() {
 				if m != nil {
 					m.Close()
@@ -74,7 +84,7 @@ func TestHosts(t *testing.T) {
 					bin, built := s.build(t)
 					var err error
 					if m == nil {
-						if m, err = Boot(context.Background(), host.options); err != nil {
+						if m, err = bootHost(t, host.options, disk); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -93,11 +103,47 @@ func TestHosts(t *testing.T) {
 					if code != 0 || passed == 0 {
 						t.Fatalf("exit code %d\n%s", code, out.String())
 					}
-					t.Logf("%d passed in %.1f s", passed, time.Since(start).Seconds())
+					took = append(took, fmt.Sprintf("%6.1f s  %s: %d passed, the longest%s", time.Since(start).Seconds(), s.name, passed, longest(out.Bytes())))
 				})
 			}
+			t.Logf("what it took:\n%s", strings.Join(took, "\n"))
 		})
 	}
+}
+
+// ended is what a test's end looks like.
+var ended = regexp.MustCompile(`(?m)^--- PASS: (\S+) \((\d+\.\d+)s\)$`)
+
+// longest names the tests that took most of a row's time.
+func longest(out []byte) (s string) {
+	list := ended.FindAllSubmatch(out, -1)
+	seconds := func(m [][]byte) float64 {
+		f, _ := strconv.ParseFloat(string(m[2]), 64)
+		return f
+	}
+	slices.SortStableFunc(list, func(a, b [][]byte) int { return cmp.Compare(seconds(b), seconds(a)) })
+	for _, m := range list[:min(len(list), 4)] {
+		s += fmt.Sprintf(" %s %s,", m[1], m[2])
+	}
+	return strings.TrimSuffix(s, ",")
+}
+
+// bootHost boots a machine that has a disk at /var/lib, where what is tested keeps its
+// images and volumes: on the root no overlay can have its upper directory.
+func bootHost(t *testing.T, o Options, disk string) (*Machine, error) {
+	t.Helper()
+	o.Disk = disk
+	m, err := Boot(context.Background(), o)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	code, err := m.Run(Command{Argv: []string{"/bin/mount", "/dev/vda", "/var/lib"}, Stdout: &out, Stderr: &out})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("mount the machine's disk: %s", &out)
+		m.Kill()
+	}
+	return m, err
 }
 
 // build makes the test binary, and a directory with the programs that it runs.

@@ -21,6 +21,18 @@ type node struct {
 	dir string
 }
 
+// makeDisk makes a file with an empty ext4 for Options.Disk.
+func makeDisk(t *testing.T, disk string) string {
+	t.Helper()
+	if f, err := os.Create(disk); err != nil || f.Truncate(6<<30) != nil || f.Close() != nil {
+		t.Fatal("make a disk: ", err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", disk).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return disk
+}
+
 func bootNode(t *testing.T, dir, disk string) *node {
 	t.Helper()
 	m, err := Boot(context.Background(), Options{MemoryMiB: 2048, Systemd: true, Disk: disk})
@@ -86,13 +98,7 @@ func TestNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	disk := filepath.Join(dir, "disk")
-	if f, err := os.Create(disk); err != nil || f.Truncate(6<<30) != nil || f.Close() != nil {
-		t.Fatal("make a disk: ", err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", disk).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	disk := makeDisk(t, filepath.Join(dir, "disk"))
 
 	n := bootNode(t, dir, disk)
 	defer func() { n.Kill() }()

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"go.yaml.in/yaml/v3"
@@ -69,6 +70,15 @@ type CRI struct {
 	// Streaming is where sessions of exec, attach and port-forward are served; whoever
 	// has a session's address may use it. Port 0 is a free one.
 	Streaming string `yaml:"streaming"`
+	NRI       NRI    `yaml:"nri"`
+}
+
+// NRI lets plugins of the Node Resource Interface see, adjust and refuse the containers of
+// the CRI. Whoever may use the socket is root on this host.
+type NRI struct {
+	Socket string `yaml:"socket"` // "off", or a path; the customary one is /var/run/nri/nri.sock
+	// Timeout is how long a plugin may take for a request before it is disconnected.
+	Timeout time.Duration `yaml:"timeout"`
 }
 
 // Metrics serves /metrics, /healthz and /readyz over HTTP.
@@ -128,10 +138,12 @@ type Volume struct {
 
 // Pod sets defaults for containers.
 type Pod struct {
-	SeccompDir  string `yaml:"seccompDir"`  // of Localhost profiles; "": <root>/seccomp
-	LogMaxBytes int64  `yaml:"logMaxBytes"` // of one log file
-	LogMaxFiles int    `yaml:"logMaxFiles"` // per container, the current one included
-	MaxPIDs     int64  `yaml:"maxPIDs"`     // per container; 0: no limit
+	SeccompDir string `yaml:"seccompDir"` // of Localhost profiles; "": <root>/seccomp
+	// CDIDirs are where drivers write what their devices are (Container Device Interface).
+	CDIDirs     []string `yaml:"cdiDirs"`
+	LogMaxBytes int64    `yaml:"logMaxBytes"` // of one log file
+	LogMaxFiles int      `yaml:"logMaxFiles"` // per container, the current one included
+	MaxPIDs     int64    `yaml:"maxPIDs"`     // per container; 0: no limit
 }
 
 // Default returns the embedded defaults.
@@ -141,7 +153,7 @@ func Default() Config {
 		Root:     "/var/lib/orlop",
 		Run:      "/run/orlop",
 		Log:      Log{Level: "info", Format: "text"},
-		CRI:      CRI{Streaming: "127.0.0.1:0"},
+		CRI:      CRI{Streaming: "127.0.0.1:0", NRI: NRI{Socket: "off", Timeout: 5 * time.Second}},
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
 		Cgroup:   Cgroup{Driver: "auto"},
 		Image: Image{
@@ -152,7 +164,7 @@ func Default() Config {
 		},
 		Network: Network{IPv4Block: "10.115.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
 		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
-		Pod:     Pod{LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768},
+		Pod:     Pod{CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}, LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768},
 	}
 }
 
@@ -261,6 +273,14 @@ func (c *Config) Validate() error {
 		socket("cri.socket", c.CRI.Socket)
 	}
 	address("cri.streaming", c.CRI.Streaming)
+	for _, d := range c.Pod.CDIDirs {
+		check(filepath.IsAbs(d), "pod.cdiDirs: %q must be an absolute path", d)
+	}
+	if c.CRI.NRI.Socket != "off" {
+		socket("cri.nri.socket", c.CRI.NRI.Socket)
+		check(c.CRI.Socket != "off", "cri.nri.socket: plugins act on the pods of the CRI, which cri.socket turns off")
+	}
+	check(c.CRI.NRI.Timeout >= 100*time.Millisecond && c.CRI.NRI.Timeout <= time.Minute, "cri.nri.timeout: must be 100ms to 1m")
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")

@@ -2,12 +2,9 @@ package container
 
 import (
 	"maps"
-	"os"
 	"path"
 	"strings"
 	"testing"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
@@ -67,38 +64,6 @@ func TestPlace(t *testing.T) {
 		if !maps.Equal(r.CgroupBelow, below) {
 			t.Errorf("%q (systemd %v): below %v, want %v", tt.wanted, tt.systemd, r.CgroupBelow, below)
 		}
-	}
-}
-
-func TestHome(t *testing.T) {
-	root := t.TempDir()
-	os.Mkdir(root+"/etc", 0o755)
-	if got := home(root, nil, 0); got != "/" {
-		t.Errorf("without the file: %q", got)
-	}
-	os.WriteFile(root+"/etc/passwd", []byte("bad\nroot:x:0:0::/root:/bin/sh\nodd:x:5:5::relative:/bin/sh\nsome:x:1000:1000::/home/some:\nroot:x:1000:0::/second:\n"), 0o644)
-	for uid, want := range map[uint32]string{0: "/root", 1000: "/home/some", 5: "/", 7: "/"} {
-		if got := home(root, nil, uid); got != want {
-			t.Errorf("%d: %q, want %q", uid, got, want)
-		}
-	}
-	// The file that will be over it counts.
-	other := t.TempDir() + "/p"
-	os.WriteFile(other, []byte("me:x:7:7::/me:/bin/sh\n"), 0o644)
-	if got := home(root, []specs.Mount{{Destination: "/etc/passwd", Source: other}}, 7); got != "/me" {
-		t.Errorf("mounted over: %q", got)
-	}
-	// A link stays in the root, and what is no plain file is not read.
-	os.Remove(root + "/etc/passwd")
-	os.Symlink("/etc/other", root+"/etc/passwd")
-	os.WriteFile(root+"/etc/other", []byte("in:x:9:9::/inside:/bin/sh\n"), 0o644)
-	if got := home(root, nil, 9); got != "/inside" {
-		t.Errorf("link: %q", got)
-	}
-	os.Remove(root + "/etc/passwd")
-	os.Symlink("/dev/null", root+"/etc/passwd")
-	if got := home(root, nil, 9); got != "/" {
-		t.Errorf("link out: %q", got)
 	}
 }
 

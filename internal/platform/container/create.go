@@ -254,7 +254,7 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 		}
 	}
 	spec := *c.spec
-	spec.Process = inherit(spec.Process, c.rec.Rootfs, spec.Mounts, o.ListenFDs)
+	spec.Process = inherit(spec.Process, o.ListenFDs)
 	cfg := executor.Config{
 		ID: c.rec.ID, Spec: &spec, Bundle: c.rec.Bundle, Rootfs: executor.Rootfs{Dir: c.rec.Rootfs}, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,

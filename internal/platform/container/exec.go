@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"strings"
 	"time"
@@ -82,7 +81,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 		return nil, err
 	}
 	defer e.Close()
-	process := inherit(o.Process, fmt.Sprintf("/proc/%d/root", c.rec.PID), nil, o.ListenFDs)
+	process := inherit(o.Process, o.ListenFDs)
 	cfg := executor.ExecConfig{
 		PID: c.rec.PID, PIDFD: of, Process: process, ID: c.rec.ID, Bundle: c.rec.Bundle, Annotations: c.rec.Annotations, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoNewKeyring: o.NoNewKeyring,

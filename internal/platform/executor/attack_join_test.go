@@ -151,19 +151,19 @@ var joinAttacks = []attack{
 		out, _ := attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner(dir+"/attacker", "say", "who joins stands in the host's root")})
 		return out
 	}},
-	{"attribute of who joins written into a file of a volume (CVE-2019-16884)", [][]string{{"proc.host"}}, func(t *testing.T) string {
-		volume := t.TempDir()
-		fake(t, volume+"/self/oom_score_adj")
-		p, end := start(t, Config{ID: "prison", Rootfs: layers(t, hostile(t)), Spec: func() *specs.Spec {
+	{"attribute of who joins written into a file of the image (CVE-2019-16884)", [][]string{{"proc.host"}}, func(t *testing.T) string {
+		root := hostile(t)
+		fake(t, root+"/proc/self/oom_score_adj")
+		p, end := start(t, Config{ID: "prison", Rootfs: Rootfs{Dir: root}, Spec: func() *specs.Spec {
 			s := spec("sleep", "1000")
-			s.Mounts[0] = specs.Mount{Destination: "/proc", Type: "bind", Source: volume, Options: []string{"bind"}}
+			s.Mounts = s.Mounts[1:] // the image's own /proc
 			return s
 		}()})
 		defer end()
 		process := joiner("/bin/attacker", "say")
 		process.OOMScoreAdj = ptr(700)
 		attemptExec(t, ExecConfig{PID: p.PID(), Process: process})
-		return written(volume + "/self/oom_score_adj")
+		return written(root + "/proc/self/oom_score_adj")
 	}},
 }
 

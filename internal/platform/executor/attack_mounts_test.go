@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -70,16 +71,17 @@ var mountAttacks = []attack{
 		out, _ := attempt(t, []string{"write", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq/*"}, nil)
 		return out
 	}},
-	{"sysctl written into a file of a volume (CVE-2025-52881)", [][]string{{"proc.host"}}, func(t *testing.T) string {
-		volume := t.TempDir()
+	{"sysctl written into a file of the image (CVE-2025-52881)", [][]string{{"proc.host"}}, func(t *testing.T) string {
+		root := hostile(t)
 		const name = "net/ipv4/ip_unprivileged_port_start"
-		fake(t, volume+"/"+name)
+		fake(t, root+"/proc/sys/"+name)
 		attempt(t, []string{"say"}, func(s *specs.Spec, c *Config) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/sys", Type: "bind", Source: volume, Options: []string{"bind"}})
+			c.Rootfs = Rootfs{Dir: root}
+			s.Mounts = s.Mounts[1:] // the image's own /proc
 			s.Linux.Sysctl = map[string]string{strings.ReplaceAll(name, "/", "."): "80"}
 			s.Linux.ReadonlyPaths = nil
 		})
-		return written(volume + "/" + name)
+		return written(root + "/proc/sys/" + name)
 	}},
 	{"sysctl whose name leads to one of the host's (CVE-2022-0811)", [][]string{{"proc.sysctl-names"}}, func(t *testing.T) string {
 		// To write what it is already changes nothing.
@@ -97,14 +99,34 @@ var mountAttacks = []attack{
 		}
 		return ""
 	}},
-	{"attribute of the process written into a file of a volume (CVE-2019-16884)", [][]string{{"proc.host"}}, func(t *testing.T) string {
-		volume := t.TempDir()
-		fake(t, volume+"/self/oom_score_adj")
+	{"attribute of the process written into a file of the image (CVE-2019-16884)", [][]string{{"proc.host"}}, func(t *testing.T) string {
+		root := hostile(t)
+		fake(t, root+"/proc/self/oom_score_adj")
 		attempt(t, []string{"say"}, func(s *specs.Spec, c *Config) {
-			s.Mounts[0] = specs.Mount{Destination: "/proc", Type: "bind", Source: volume, Options: []string{"bind"}}
+			c.Rootfs = Rootfs{Dir: root}
+			s.Mounts = s.Mounts[1:] // the image's own /proc
 			s.Process.OOMScoreAdj = ptr(700)
 		})
-		return written(volume + "/self/oom_score_adj")
+		return written(root + "/proc/self/oom_score_adj")
+	}},
+	{"volume in the place of /proc, or of what is in it (CVE-2019-16884, CVE-2019-19921)", [][]string{{"mounts.proc-uncovered"}}, func(t *testing.T) string {
+		volume, root := t.TempDir(), hostile(t)
+		if err := os.WriteFile(volume+"/status", []byte("shown in its place"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Symlink("proc", root+"/link"), os.Symlink("/link/fs/../fs", root+"/etc/far")); err != nil {
+			t.Fatal(err)
+		}
+		for dest, file := range map[string]string{"/proc": "/proc/status", "/proc/fs": "/proc/fs/status", "/link/fs": "/proc/fs/status", "/etc/far": "/proc/fs/status", "/link/../link": "/proc/status"} {
+			out, _ := attempt(t, []string{"file", file}, func(s *specs.Spec, c *Config) {
+				c.Rootfs = layers(t, root)
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "bind", Source: volume, Options: []string{"bind"}})
+			})
+			if strings.Contains(out, "shown") {
+				return dest + ": " + out
+			}
+		}
+		return ""
 	}},
 	{"control groups written, release_agent among them", [][]string{{"mounts.cgroup-read-only"}}, func(t *testing.T) string {
 		g := group(t)

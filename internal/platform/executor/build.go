@@ -192,6 +192,9 @@ func (b *builder) container(c *Config) error {
 	if !c.Pause {
 		b.streams(p, false)
 	}
+	if !c.Pause && (spec.Root != nil && spec.Root.Readonly || len(l.ReadonlyPaths) > 0) {
+		b.plan.Add(plan.MakeCwd, nil, p.Cwd)
+	}
 	b.plan.Ops = append(b.plan.Ops, b.last.Ops...)
 	if spec.Root != nil && spec.Root.Readonly || c.Pause {
 		b.plan.Add(plan.PathAttr, plan.N(unix.MOUNT_ATTR_RDONLY, 0, 0), "/")

@@ -268,9 +268,13 @@ func (b *builder) bind(m specs.Mount, dest string, o mountOptions) error {
 		if !deep {
 			b.early.Add(plan.SlotAttr, plan.N(slot, 0, 0, unix.MS_SLAVE, 1))
 		}
-		b.early.Add(plan.SlotAttr, plan.N(slot, 0, 0, propagation, flag(deep)))
+		before := propagation
+		if before == unix.MS_UNBINDABLE {
+			before = unix.MS_PRIVATE
+		}
+		b.early.Add(plan.SlotAttr, plan.N(slot, 0, 0, before, flag(deep)))
 	}
-	b.late.Add(plan.Attach, plan.N(slot), dest)
+	b.late.Add(plan.Attach, plan.N(slot, o.propagation, flag(o.deepPropagation)), dest)
 	return nil
 }
 

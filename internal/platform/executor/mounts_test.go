@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -162,15 +163,113 @@ func TestMountErrors(t *testing.T) {
 		"mapped by nothing":        {specs.Mount{Destination: "/x", Source: "/etc", Options: []string{"bind", "idmap"}}, errs.Invalid, "user namespace"},
 		"half mapped":              {specs.Mount{Destination: "/x", Source: "/etc", Options: []string{"bind"}, UIDMappings: users}, errs.Invalid, "both"},
 		"remounted with data":      {specs.Mount{Destination: "/tmp", Type: "tmpfs", Options: []string{"remount", "size=5"}}, errs.Unsupported, "size=5"},
+		"on the root":              {specs.Mount{Destination: "/", Type: "tmpfs"}, errs.Invalid, "root filesystem"},
+		"on a link to the root":    {specs.Mount{Destination: "/up", Source: "/etc", Options: []string{"bind"}}, errs.Invalid, "/up: invalid argument (it is the root filesystem"},
+		"on proc":                  {specs.Mount{Destination: "/proc", Type: "tmpfs"}, errs.Invalid, "/proc: invalid argument (only a proc filesystem"},
+		"in proc":                  {specs.Mount{Destination: "/proc/fs", Source: "/etc", Options: []string{"bind"}}, errs.Invalid, "/proc/fs: invalid argument (it is in /proc"},
+		"in proc, by a link":       {specs.Mount{Destination: "/link/sys/kernel", Type: "tmpfs"}, errs.Invalid, "/link/sys/kernel: invalid argument (it is in /proc"},
+		"proc in proc":             {specs.Mount{Destination: "/proc/fs", Type: "proc"}, errs.Invalid, "it is in /proc"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := spec("true")
 			s.Mounts = append(s.Mounts, tt.m)
-			_, err := shared.Create(contextT(t), Config{ID: "bad", Spec: s, Rootfs: layers(t, image(t))})
+			img := image(t)
+			if err := errors.Join(os.Symlink("..", img+"/up"), os.Symlink("/proc", img+"/link")); err != nil {
+				t.Fatal(err)
+			}
+			_, err := shared.Create(contextT(t), Config{ID: "bad", Spec: s, Rootfs: layers(t, img)})
 			if errs.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v (%v), want %v and %q", err, errs.KindOf(err), tt.kind, tt.text)
 			}
 		})
+	}
+}
+
+// TestMountsInProc: what shows the container's resources in place of the machine's may be
+// mounted over, and /proc itself with one, also in a user namespace, where it is bound.
+func TestMountsInProc(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("covered\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(s *specs.Spec, c *Config){
+		"plain": func(*specs.Spec, *Config) {},
+		"user":  mapped,
+		"bound": func(s *specs.Spec, _ *Config) {
+			s.Mounts[0] = specs.Mount{Destination: "/proc", Type: "bind", Source: "/proc", Options: []string{"rbind"}}
+			s.Linux.Namespaces = without(s, specs.PIDNamespace)
+		},
+		"bound, user": func(s *specs.Spec, c *Config) {
+			mapped(s, c)
+			s.Linux.Namespaces = without(s, specs.PIDNamespace)
+		},
+		"twice":       func(s *specs.Spec, _ *Config) { s.Mounts = append(s.Mounts, s.Mounts[0]) },
+		"not pivoted": func(_ *specs.Spec, c *Config) { c.NoPivot = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := sh(t, "cat /proc/uptime /proc/meminfo /proc/sys/kernel/ns_last_pid /proc-file", func(s *specs.Spec, c *Config) {
+				change(s, c)
+				for _, at := range []string{"/proc/uptime", "/proc/uptime", "/link/meminfo", "/proc/sys/kernel/ns_last_pid", "/proc-file"} {
+					s.Mounts = append(s.Mounts, specs.Mount{Destination: at, Source: file, Options: []string{"bind", "ro"}})
+				}
+				for _, img := range c.Rootfs.Lower {
+					os.Symlink("proc", img+"/link")
+				}
+			})
+			if out != strings.Repeat("covered\n", 4) {
+				t.Errorf("it wrote %q", out)
+			}
+		})
+	}
+}
+
+// TestReadOnlyRoot: as the specification's root and as one of its read-only paths. A
+// working directory that is missing is made before.
+func TestReadOnlyRoot(t *testing.T) {
+	for name, change := range map[string]func(s *specs.Spec){
+		"root":  func(s *specs.Spec) { s.Root = &specs.Root{Readonly: true} },
+		"paths": func(s *specs.Spec) { s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/../.") },
+	} {
+		out := sh(t, "pwd; touch /x 2>/dev/null || echo read-only; touch /dev/shm/x && echo the rest is not", func(s *specs.Spec, c *Config) {
+			change(s)
+			s.Process.Cwd = "/not/there"
+		})
+		if out != "/not/there\nread-only\nthe rest is not\n" {
+			t.Errorf("%s: it wrote %q", name, out)
+		}
+	}
+}
+
+// TestUnbindable: a mount gets its propagation where it is, also on one that is shared.
+func TestUnbindable(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"shared", "shared/x", "shared/y", "shared/z", "other"} {
+		if err := os.Mkdir(dir+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, users := range []bool{false, true} {
+		out := sh(t, "cat /proc/self/mountinfo", func(s *specs.Spec, c *Config) {
+			if users {
+				mapped(s, c)
+			}
+			for at, propagation := range map[string]string{"x": "unbindable", "y": "rprivate", "z": "runbindable"} {
+				s.Mounts = append(s.Mounts,
+					specs.Mount{Destination: "/" + at, Source: dir + "/shared", Options: []string{"bind", "shared"}},
+					specs.Mount{Destination: "/" + at + "/" + at, Source: dir + "/other", Options: []string{"bind", propagation}})
+			}
+		})
+		found := map[string]string{}
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) > 6 {
+				found[f[4]] = f[6]
+			}
+		}
+		for at, want := range map[string]string{"/x/x": "unbindable", "/y/y": "-", "/z/z": "unbindable"} {
+			if found[at] != want {
+				t.Errorf("user namespace %v: %s is %q, want %q, in\n%s", users, at, found[at], want, out)
+			}
+		}
 	}
 }
 

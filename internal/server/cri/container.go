@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/pod"
@@ -80,8 +82,17 @@ func containerConfig(c *v1.ContainerConfig) (pod.ContainerConfig, error) {
 		}
 		out.Nodes = append(out.Nodes, pod.DeviceNode{HostPath: d.HostPath, ContainerPath: d.ContainerPath, Access: d.Permissions})
 	}
-	if len(c.CDIDevices) > 0 {
-		return out, errs.New(errs.Unsupported, "container %s: CDI devices are not supported yet (%s)", out.Name, c.CDIDevices[0].Name)
+	for _, d := range c.CDIDevices {
+		out.CDI = append(out.CDI, d.Name)
+	}
+	_, annotated, err := cdi.ParseAnnotations(c.Annotations) // as older device plugins ask
+	if err != nil {
+		return out, errs.New(errs.Invalid, "container %s: annotations of CDI devices: %w", out.Name, err)
+	}
+	for _, name := range annotated {
+		if !slices.Contains(out.CDI, name) {
+			out.CDI = append(out.CDI, name)
+		}
 	}
 	out.Limits = limits(c.GetLinux().GetResources())
 	out.OOMScoreAdj = clamp(c.GetLinux().GetResources().GetOomScoreAdj())
@@ -272,7 +283,7 @@ func (s *Server) containerStatus(ctx context.Context, c *pod.DrivenContainer) *v
 		if b.Image != "" {
 			m.Image = &v1.ImageSpec{Image: b.Image}
 			if img, err := s.o.Images.Resolve(ctx, b.Image); err == nil {
-				m.Image.ImageRef = s.imageRef(ctx, img.ID.String())
+				m.Image.ImageRef = img.ID.String() // as pulling it has answered
 			}
 		}
 		switch b.Propagation {

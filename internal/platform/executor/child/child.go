@@ -52,6 +52,7 @@ type state struct {
 	proc   int    // the host's /proc, which no image can have tampered with
 	root   int    // the container's root, once it is entered
 	at     string // where that is, until the pivot: for those who do without it (guards.InRoot)
+	procAt string // where the container's /proc is, once that is certain
 	extra  int    // descriptors of the program's beside the standard streams
 	exe    *byte
 	made   bool   // makePath made the directory at the end of its path
@@ -149,13 +150,14 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.SlotAttr:
 		return s.slotAttr(int(n(0)), n(1), n(2), n(3), n(4) != 0)
 	case plan.Attach:
-		return s.attach(int(n(0)), str(0))
+		return s.attach(int(n(0)), str(0), n(1), n(2) != 0)
 	case plan.Mount:
 		return s.mount(n(0), n(1), n(2), o.S)
 	case plan.PathAttr:
 		return s.pathAttr(str(0), n(0), n(1), n(2) != 0)
-	case plan.Mkdir:
-		return s.mkdir(str(0), uint32(n(0)))
+	case plan.MakeCwd:
+		s.makeCwd(str(0))
+		return nil
 	case plan.Symlink:
 		return s.symlink(str(0), str(1))
 	case plan.Device:

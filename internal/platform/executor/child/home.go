@@ -2,8 +2,8 @@ package child
 
 import "golang.org/x/sys/unix"
 
-// setHome finds the user's home directory in the container's /etc/passwd. Where it is not
-// to be had it is the root directory.
+// setHome finds the user's home directory in the container's /etc/passwd, as the mounts and
+// masks let it be seen. Where it is not to be had, or relative, it is the root directory.
 func (s *state) setHome(uid uint64) {
 	s.home = "/"
 	// Not a FIFO that nobody writes to, and no device.
@@ -28,7 +28,7 @@ func (s *state) setHome(uid uint64) {
 		}
 		table = append(table, buf[:n]...)
 	}
-	if home := homeOf(string(table), uid); home != "" {
+	if home := homeOf(string(table), uid); home != "" && home[0] == '/' {
 		s.home = home
 	}
 }

@@ -113,6 +113,9 @@ func (s *state) mount(attr, flags, propagation uint64, args []string) *fail {
 			}
 		}
 	}
+	if f := s.mayCover(at, fd, path); f != nil {
+		return f
+	}
 	if err := s.place(fd, at, path); err != nil {
 		return failed(err, path)
 	}
@@ -137,8 +140,10 @@ func octal(mode uint32) string {
 	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
 }
 
-// attach puts the mount in slot i at path.
-func (s *state) attach(i int, path string) *fail {
+// attach puts the mount in slot i at path. Its propagation, if one is asked for, is set once
+// it is there: what is put on a shared mount becomes shared, and what is unbindable cannot
+// be put on one (mount_namespaces(7); sharedsubtree of the kernel's documentation).
+func (s *state) attach(i int, path string, propagation uint64, recursive bool) *fail {
 	sl := s.slots[i]
 	mode := uint32(0o644)
 	if sl.dir {
@@ -148,10 +153,16 @@ func (s *state) attach(i int, path string) *fail {
 	if f != nil {
 		return f
 	}
-	err := s.place(sl.fd, at, path)
+	f = s.mayCover(at, sl.fd, path)
+	if f == nil {
+		f = failed(s.place(sl.fd, at, path), path)
+	}
+	if f == nil && propagation != 0 {
+		f = failed(setattr(sl.fd, 0, 0, propagation, recursive), path)
+	}
 	unix.Close(at)
 	unix.Close(sl.fd)
-	return failed(err, path)
+	return f
 }
 
 // slotAttr changes a mount that is not attached yet.
@@ -210,14 +221,6 @@ func (s *state) pathAttr(path string, set, clear uint64, recursive bool) *fail {
 	}
 	defer unix.Close(fd)
 	return failed(setattr(fd, set, clear, 0, recursive), path)
-}
-
-func (s *state) mkdir(path string, mode uint32) *fail {
-	fd, f := s.makePath(path, true, mode, 0)
-	if f == nil {
-		unix.Close(fd)
-	}
-	return f
 }
 
 // cloneMount clones the single mount that fd is on.
@@ -285,7 +288,8 @@ func (s *state) mask(paths []string) *fail {
 	return nil
 }
 
-// readOnly binds each path over itself, read-only.
+// readOnly binds each path over itself, read-only. The root is made so itself: a mount over
+// it would lie above what processes have as their root.
 func (s *state) readOnly(paths []string) *fail {
 	if !guards.ReadOnly.On() {
 		return nil
@@ -297,6 +301,17 @@ func (s *state) readOnly(paths []string) *fail {
 		}
 		if err != nil {
 			return failed(err, path)
+		}
+		root, err := s.isRoot(at)
+		if err == nil && root {
+			err = setattr(at, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		}
+		if err != nil {
+			return failed(err, path)
+		}
+		if root {
+			unix.Close(at)
+			continue
 		}
 		m, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
 		if err != nil {

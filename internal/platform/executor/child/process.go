@@ -235,6 +235,14 @@ func (c *capSets) set() unix.Errno {
 	return 0
 }
 
+// makeCwd makes the working directory while the root can be written. What is wrong with it
+// chdir tells.
+func (s *state) makeCwd(path string) {
+	if fd, f := s.makePath(path, true, 0o755, 0); f == nil {
+		unix.Close(fd)
+	}
+}
+
 // chdir changes to the working directory, once as root and, where root may not (NFS),
 // again as the user.
 func (s *state) chdir(path string, create, last bool) *fail {

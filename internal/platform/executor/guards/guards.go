@@ -46,6 +46,9 @@ var (
 	Slave = guard.New("mounts.slave")
 	// RealProc: /proc and /sys are mounted on real directories, not where a link leads.
 	RealProc = guard.New("mounts.real-proc")
+	// ProcUncovered: no mount hides the container's /proc, or what is in it but for a few
+	// files that tell of resources.
+	ProcUncovered = guard.New("mounts.proc-uncovered")
 	// MasksByMount: what is masked in /proc and /sys is found from the mounts that were made
 	// there. Without: by path.
 	MasksByMount = guard.New("mounts.masks-by-mount")

@@ -39,10 +39,10 @@ const (
 
 	// Mounts in the container's root.
 	SlotAttr // N: slot, attr set, attr clear, propagation, recursive
-	Attach   // N: slot. S: path, made if missing
+	Attach   // N: slot, propagation, of the mounts below too. S: path, made if missing
 	Mount    // N: attr flags, Mount* flags, propagation. S: path, fstype, source, options…
 	PathAttr // N: attr set, attr clear, recursive. S: path
-	Mkdir    // N: mode. S: path
+	MakeCwd  // S: path. Makes the working directory if it is missing; Chdir tells if it could not
 	Symlink  // S: target, path. What exists there stays
 	Device   // N: mode with type, dev, uid, gid. S: path
 	Mask     // S: paths… Those that do not exist are left out
@@ -102,7 +102,7 @@ var Names = [...]string{
 	Setns: "join namespace", Unshare: "make namespace", Cross: "enter user namespace", Take: "take mount", Idmap: "map ids of", Cover: "map ids of layer", TimeClock: "set clock offset", LoUp: "bring up loopback interface",
 	Tree: "open mount source", Overlay: "mount overlay root", NewFS: "make filesystem", Propagate: "set mount propagation of",
 	Root: "mount root on", EnterRoot: "enter root", SlotAttr: "set mount attributes", Attach: "bind to", Mount: "mount",
-	PathAttr: "set mount attributes of", Mkdir: "make directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
+	PathAttr: "set mount attributes of", MakeCwd: "make working directory", Symlink: "make symbolic link", Device: "make device", Mask: "mask path", ReadOnly: "make path read-only",
 	Sync: "wait for the runtime's hooks", Hook: "run",
 	Pivot: "change root", MoveRoot: "move root",
 	Hostname: "set host name", Domainname: "set domain name", Sysctl: "set sysctl",
