@@ -57,6 +57,7 @@ var hosts = []struct {
 		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
 		{pkg: "internal/platform/executor", run: "^(TestRoots|TestPropagation)$"}, // the host's mounts are shared
 		{pkg: "internal/platform/keeper", run: "^(TestSharedPID|TestSignalAll|TestPause|TestOOM|TestExecOutlivesKeeper|TestEndsWithoutKeeper|TestUpgrade)$"},
+		{pkg: "cmd/orlop-oci", run: "^TestSystemd$", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
 	}},
 }
 
