@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
 func TestLifecycle(t *testing.T) {
@@ -54,6 +57,46 @@ func TestLifecycle(t *testing.T) {
 	r.fails("container does not exist", "state", r.id)
 	r.fails("container does not exist", "delete", r.id)
 	r.ok("delete", "--force", r.id)
+}
+
+// With --systemd-cgroup the container is in a scope that systemd has made, and which goes
+// with it.
+func TestSystemd(t *testing.T) {
+	if _, err := cgroup.Open(cgroup.Options{Driver: cgroup.Systemd}); err != nil {
+		if os.Getenv("ORLOP_TEST_SYSTEMD") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("run by test/vm (TestHosts/systemd/orlop-oci): ", err)
+	}
+	r := newRig(t, "/bin/sleep", "100")
+	unit := fmt.Sprintf("ocitest-%d.scope", os.Getpid())
+	r.spec.Linux.CgroupsPath = fmt.Sprintf("ocitest.slice:ocitest:%d", os.Getpid())
+	r.save()
+	property := func(name string) string {
+		out, err := exec.Command("systemctl", "show", "-P", name, unit).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	r.ok("--systemd-cgroup", "run", "-d", r.id)
+	if got, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", r.state().Pid)); string(got) != "0::/ocitest.slice/"+unit+"\n" {
+		t.Errorf("the container is in %q", got)
+	}
+	r.ok("update", "--memory", "64m", "--pids-limit", "55", r.id)
+	for name, want := range map[string]string{"ActiveState": "active", "MemoryMax": "67108864", "TasksMax": "55"} {
+		if got := property(name); got != want {
+			t.Errorf("%s %q, want %q", name, got, want)
+		}
+	}
+	if res := r.run("exec", r.id, "cat", "/proc/self/cgroup"); !strings.HasSuffix(strings.TrimSpace(res.out), unit) && strings.TrimSpace(res.out) != "0::/" {
+		t.Errorf("a command is elsewhere: %+v", res)
+	}
+	r.kill()
+	eventually(t, "the unit is still there", func() (bool, string) {
+		s := property("LoadState")
+		return s == "not-found", s
+	})
 }
 
 func TestRun(t *testing.T) {

@@ -540,7 +540,12 @@ func TestCRIImages(t *testing.T) {
 		t.Errorf("a registry that is not there: %v", err)
 	}
 	pod := c.run(t, c.sandbox())
-	id := c.start(t, pod, criContainer("user", "count"))
+	user := criContainer("user", "count")
+	user.Image.Image = img.Image.Id // as kubelet does
+	id := c.start(t, pod, user)
+	if st := c.status(t, id); st.Image.Image != "localhost/tool:1" {
+		t.Errorf("name of a container's image: %q", st.Image.Image)
+	}
 	_, err = c.images.RemoveImage(deadline(t), &v1.RemoveImageRequest{Image: &v1.ImageSpec{Image: img.Image.Id}})
 	wantCode(t, err, codes.FailedPrecondition, "used by a container")
 	if st := c.status(t, id); st.ImageId != img.Image.Id {

@@ -288,16 +288,7 @@ func (n *node) http(method, url, body string) (string, error) {
 }
 
 func httpIn(netns, method, url, body string) (string, error) {
-	var conn net.Conn
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			err := namespace.Do(netns, func() (err error) {
-				conn, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, addr)
-				return err
-			})
-			return conn, err
-		}}}
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialIn(netns)}}
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		return "", err
@@ -313,6 +304,17 @@ func httpIn(netns, method, url, body string) (string, error) {
 		return buf.String(), fmt.Errorf("%s %s: %s: %s", method, url, resp.Status, buf.String())
 	}
 	return buf.String(), nil
+}
+
+// dialIn dials from a network namespace.
+func dialIn(netns string) func(context.Context, string, string) (net.Conn, error) {
+	return func(_ context.Context, network, addr string) (conn net.Conn, err error) {
+		err = namespace.Do(netns, func() (err error) {
+			conn, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, addr)
+			return err
+		})
+		return conn, err
+	}
 }
 
 // eventually waits until ok returns nil.

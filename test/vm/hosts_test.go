@@ -25,6 +25,7 @@ type suite struct {
 	name string   // of the subtest; "" is the last part of pkg
 	pkg  string   // below the module
 	run  string   // -test.run; "" is all. What runs here is 5 to 30 times slower
+	skip string   // -test.skip
 	tags string   // build tags
 	env  []string // added to the environment
 }
@@ -43,20 +44,22 @@ var hosts = []struct {
 		{pkg: "internal/platform/namespace"},
 		{pkg: "internal/platform/overlay"},
 		{pkg: "internal/platform/pidfd"},
-		{pkg: "internal/platform/executor"}, // seccomp is in it where it needs a kernel
+		{pkg: "internal/platform/executor", skip: "^TestSignalsAtTheGate$"}, // seccomp is in it where it needs a kernel
 		{pkg: "internal/platform/container"},
+		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestGroupInUse|TestNotify|TestPauseUpdateEvents)$"},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
 		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
 		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
-		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=11"}},
+		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=41"}},
 	}},
 	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
 		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
 		{pkg: "internal/platform/executor", run: "^(TestRoots|TestPropagation)$"}, // the host's mounts are shared
 		{pkg: "internal/platform/keeper", run: "^(TestSharedPID|TestSignalAll|TestPause|TestOOM|TestExecOutlivesKeeper|TestEndsWithoutKeeper|TestUpgrade)$"},
+		{pkg: "cmd/orlop-oci", run: "^TestSystemd$", env: []string{"ORLOP_TEST_SYSTEMD=1"}},
 	}},
 }
 
@@ -91,7 +94,7 @@ func TestHosts(t *testing.T) {
 					var out bytes.Buffer
 					start := time.Now()
 					code, err := m.Run(Command{
-						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run},
+						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run, "-test.skip", s.skip},
 						Env:  append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C", programs.Env + "=" + built}, s.env...),
 						Dir:  filepath.Join(moduleDir(t), s.pkg), Stdout: &out, Stderr: &out,
 					})

@@ -192,6 +192,41 @@ func TestFIFOGateFailures(t *testing.T) {
 			}
 		})
 	}
+	// A filter that ends the thread that executes, and not the process, whose other threads
+	// nobody would end.
+	for name, sc := range map[string]*specs.LinuxSeccomp{
+		"thread killed by execve":   {DefaultAction: specs.ActAllow, Syscalls: rule(specs.ActKillThread, -1, "execve")},
+		"thread killed by anything": {DefaultAction: specs.ActKill},
+		"flag for all threads":      {DefaultAction: specs.ActKill, Flags: []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}},
+	} {
+		for _, held := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, gate %v", name, held), func(t *testing.T) {
+				s := spec("true")
+				s.Linux.Seccomp = sc
+				c := Config{ID: "killed", Spec: s, Rootfs: layers(t, image(t))}
+				var path string
+				if held {
+					path, c.Gate = fifo(t)
+				}
+				p, err := shared.Create(contextT(t), c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if held {
+					err = OpenGate(contextT(t), path)
+				} else {
+					err = p.Start(contextT(t))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				code, signal := wait(t, p)
+				if code != 128+int(unix.SIGSYS) {
+					t.Errorf("it ended with %d, signal %d", code, signal)
+				}
+			})
+		}
+	}
 	t.Run("killed", func(t *testing.T) {
 		path, gate := fifo(t)
 		p := gated(t, spec("true"), gate, nil)

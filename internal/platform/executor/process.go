@@ -130,13 +130,19 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 			code = append(code, in.Jt, in.Jf)
 			code = binary.NativeEndian.AppendUint32(code, in.K)
 		}
-		b.plan.Add(plan.Seccomp, plan.N(uint64(filter.Flags)), string(code))
+		b.plan.Add(plan.Seccomp, plan.N(uint64(filter.Flags), flag(killsThreads(sc))), string(code))
 	}
 	if late {
 		b.plan.Add(plan.Caps, plan.N(caps.effective, caps.permitted, caps.inheritable, caps.ambient))
 	}
 	b.plan.Add(plan.Exec, plan.N(uint64(len(p.Args))), append(append([]string{}, p.Args...), env...)...)
 	return nil
+}
+
+// killsThreads tells whether a profile has an action that ends a thread and not its process.
+func killsThreads(sc *specs.LinuxSeccomp) bool {
+	kills := func(a specs.LinuxSeccompAction) bool { return a == specs.ActKill || a == specs.ActKillThread }
+	return kills(sc.DefaultAction) || slices.ContainsFunc(sc.Syscalls, func(r specs.LinuxSyscall) bool { return kills(r.Action) })
 }
 
 func searchPath(env []string) string {

@@ -265,7 +265,7 @@ func (s *Server) containerStatus(ctx context.Context, c *pod.DrivenContainer) *v
 	st := &v1.ContainerStatus{
 		Id: string(c.ID), Metadata: containerMetadata(conf), State: containerState(c.State), CreatedAt: c.CreatedAt.UnixNano(),
 		StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt), ExitCode: int32(c.ExitCode),
-		Image: &v1.ImageSpec{Image: conf.Image}, ImageRef: s.imageRef(ctx, c.ImageID), ImageId: c.ImageID,
+		Image: &v1.ImageSpec{Image: s.imageName(ctx, conf.Image)}, ImageRef: s.imageRef(ctx, c.ImageID), ImageId: c.ImageID,
 		Reason: c.Reason, Message: c.Message, Labels: conf.Labels, Annotations: conf.Annotations, LogPath: c.LogPath,
 		Resources: &v1.ContainerResources{Linux: encodeLimits(conf.Limits, conf.OOMScoreAdj)},
 		User:      &v1.ContainerUser{Linux: &v1.LinuxContainerUser{Uid: int64(c.User.UID), Gid: int64(c.User.GID)}},

@@ -156,6 +156,18 @@ func (s *Server) imageRef(ctx context.Context, id string) string {
 	return id
 }
 
+// imageName is what people call an image: kubelet asks for a container by the image's id,
+// and shows what it is answered.
+func (s *Server) imageName(ctx context.Context, asked string) string {
+	if _, err := digest.Parse(asked); err != nil {
+		return asked
+	}
+	if img, err := s.o.Images.Resolve(ctx, asked); err == nil && len(img.Names) > 0 {
+		return img.Names[0]
+	}
+	return asked
+}
+
 // ImageFsInfo implements the service.
 func (s *Server) ImageFsInfo(ctx context.Context, _ *v1.ImageFsInfoRequest) (*v1.ImageFsInfoResponse, error) {
 	images, err := s.layers.measure(s.o.ImageDir, func() (int64, int64, error) { return s.o.Images.Usage(ctx) })

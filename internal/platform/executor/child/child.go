@@ -252,7 +252,7 @@ func (s *state) run(o *plan.Op) *fail {
 	case plan.Listen:
 		return s.listen(int(n(0)), n(1) != 0, str(0), str(1))
 	case plan.Seccomp:
-		return s.confine(uintptr(n(0)), str(0))
+		return s.confine(uintptr(n(0)), n(1) != 0, str(0))
 	case plan.Exec:
 		return s.exec(str(0))
 	case plan.Pause:

@@ -30,8 +30,8 @@ type confined struct {
 var execErrors = [...]unix.Errno{unix.ENOENT, unix.ENOEXEC, unix.E2BIG, 0}
 
 // confine installs the filter on this thread and executes the program. It returns only if
-// the filter was refused.
-func (s *state) confine(flags uintptr, filter string) *fail {
+// the filter was refused. kills: it may end this thread and not the process.
+func (s *state) confine(flags uintptr, kills bool, filter string) *fail {
 	c := &confined{flags: flags, notify: s.notify, exe: s.exe, argv: &s.argv[0], envv: &s.envv[0]}
 	c.filter.len, c.filter.filter = uint16(len(filter)/8), unsafe.StringData(filter)
 	c.notSent = prepared(plan.Seccomp, &fail{hint: "its listener did not take the descriptor"})
@@ -45,6 +45,9 @@ func (s *state) confine(flags uintptr, filter string) *fail {
 				c.notRun[i] = prepared(plan.Exec, execFailed(e, o.S[0]))
 			}
 		}
+	}
+	if kills {
+		c.watch()
 	}
 	return raw(c.run(), "")
 }

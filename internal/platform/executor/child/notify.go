@@ -25,7 +25,7 @@ type notifier struct {
 // listen connects to the listener's socket, which target names by a descriptor, and gets
 // ready to send payload with a descriptor that is not there yet.
 func (s *state) listen(target int, connected bool, path, payload string) *fail {
-	runtime.GOMAXPROCS(2) // two threads in Go code at the same time
+	runtime.GOMAXPROCS(3) // this thread, send, and watcher.wait in Go code at the same time
 	n := &notifier{}
 	ready := make(chan *fail)
 	go n.send(s.proc, target, connected, path, payload, ready)

@@ -83,7 +83,7 @@ const (
 	Files   // N: fds that become 3, 4, … of the program
 	Gate    // N: fd of a FIFO, or nothing. Tells the parent that all is ready, and waits
 	Listen  // N: fd of a socket's name, or of a connected socket, which. S: path for errors, what goes with the listener's descriptor
-	Seccomp // N: flags. S: filter, as sock_filter structures
+	Seccomp // N: flags, it may end a thread alone. S: filter, as sock_filter structures
 	Exec    // N: argc. S: argv…, env…
 	Pause   // is process 1 until a signal
 )
