@@ -146,7 +146,9 @@ var joinAttacks = []attack{
 	}},
 	{"host's files below the root of who joins", [][]string{{"mounts.old-root-detached"}}, func(t *testing.T) string {
 		dir := outside(t)
-		p := imprison(t, nil, "look")
+		// One that waits: process 1 of the container must not end, and its processes with it,
+		// before the joiner has spoken.
+		p := imprison(t, nil, "wait")
 		defer p.end(t)
 		out, _ := attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner(dir+"/attacker", "say", "who joins stands in the host's root")})
 		return out
