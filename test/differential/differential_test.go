@@ -10,10 +10,12 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/orlop-io/orlop/test/programs"
@@ -46,6 +48,9 @@ var suite struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	// What a shell ignores for its background jobs would be ignored by what is started here,
+	// and runc leaves that to the container. What is caught is not inherited.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	os.Exit(run(m))
 }
 
