@@ -72,7 +72,7 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 		return "", err
 	}
 	id := newContainerID()
-	oci, release, err := d.buildContainer(ctx, pod, id, &c, img, true)
+	oci, _, release, err := d.buildContainer(ctx, pod, id, &c, img, true)
 	if err != nil {
 		return "", err
 	}
@@ -140,16 +140,16 @@ func (d *Driven) admitContainer(ctx context.Context, pod *drivenPod, rec contain
 	return dc, append(updates, more...), nil
 }
 
-// buildContainer writes the specification. With dry nothing is made on the host.
-func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id ContainerID, c *ContainerConfig, img Image, dry bool) (*specs.Spec, func(), error) {
+// buildContainer writes the specification, and returns with it the image's layers, which it
+// holds until release. With dry nothing is made on the host.
+func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id ContainerID, c *ContainerConfig, img Image, dry bool) (oci *specs.Spec, layers []string, release func(), err error) {
 	w, spec := pod.w, pod.w.spec()
-	layers, release, err := d.p.o.Images.Layers(ctx, img.ID)
-	if err != nil {
-		return nil, nil, err
+	if layers, release, err = d.p.o.Images.Layers(ctx, img.ID); err != nil {
+		return nil, nil, nil, err
 	}
-	fail := func(err error) (*specs.Spec, func(), error) {
+	fail := func(err error) (*specs.Spec, []string, func(), error) {
 		release()
-		return nil, nil, fmt.Errorf("container %s of pod %s: %w", c.Name, spec.Key, err)
+		return nil, nil, nil, fmt.Errorf("container %s of pod %s: %w", c.Name, spec.Key, err)
 	}
 	mounts, err := d.binds(ctx, pod, id, c, dry)
 	if err != nil {
@@ -180,7 +180,7 @@ func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id Containe
 		}
 		pid = fmt.Sprintf("/proc/%d/ns/pid", target.PID)
 	}
-	oci, err := buildSpec(specInput{
+	oci, err = buildSpec(specInput{
 		Pod: &spec, Container: &c.Container, Image: img.Config, Env: merged(img.Config.Env, c.Variables), Layers: layers, Mounts: mounts,
 		Net: w.nsPath(namespace.Net), IPC: w.nsPath(namespace.IPC), UTS: w.nsPath(namespace.UTS), PID: pid, User: w.nsPath(namespace.User),
 		SeccompDir: d.p.o.SeccompDir, CgroupParent: w.group(), Expand: func(s string) string { return s },
@@ -194,7 +194,7 @@ func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id Containe
 	if err := d.InjectDevices(oci, c.CDI); err != nil {
 		return fail(err)
 	}
-	return oci, release, nil
+	return oci, layers, release, nil
 }
 
 // merged puts variables over the image's: the later wins.
@@ -491,7 +491,7 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 		}
 	}
 	conf := st.Config
-	oci, release, err := d.buildContainer(ctx, pod, id, &conf, img, false)
+	oci, layers, release, err := d.buildContainer(ctx, pod, id, &conf, img, false)
 	if err != nil {
 		return err
 	}
@@ -502,11 +502,6 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	if err := w.keepProcess(id, oci.Process); err != nil {
 		return err
 	}
-	layers, hold, err := d.p.o.Images.Layers(ctx, st.ImageID)
-	if err != nil {
-		return err
-	}
-	defer hold()
 	if st.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(st.LogPath), 0o755); err != nil {
 			return err

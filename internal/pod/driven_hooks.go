@@ -116,7 +116,7 @@ func (d *Driven) hookedContainer(ctx context.Context, pod *drivenPod, c DrivenCo
 	img, err := d.p.o.Images.Find(ctx, c.ImageID)
 	if err == nil {
 		var release func()
-		if h.OCI, release, err = d.buildContainer(ctx, pod, c.ID, &c.Config, img, true); err == nil {
+		if h.OCI, _, release, err = d.buildContainer(ctx, pod, c.ID, &c.Config, img, true); err == nil {
 			release()
 			err = d.hooks.Adjust(h.OCI, c.Adjustment)
 		}
