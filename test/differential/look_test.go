@@ -145,6 +145,25 @@ var hierarchies = sync.OnceValue(func() map[string]string {
 	return dirs
 })
 
+// parents are the directories of the host below which a container's group can be: the root
+// of every hierarchy, for an absolute path, and this process's own group in it.
+var parents = sync.OnceValue(func() (dirs []string) {
+	own, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(own)) {
+		w := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(w) != 3 {
+			continue
+		}
+		for controller := range strings.SplitSeq(w[1], ",") {
+			if root := hierarchies()[controller]; root != "" {
+				dirs = append(dirs, root, filepath.Join(root, w[2]))
+			}
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+})
+
 // volatile marks the files of a cgroup that tell what happens rather than what was set.
 var volatile = []string{"stat", "usage", "events", "procs", "tasks", "failcnt", "peak", "pressure", "current", "threads", "event_control", "force_empty", "slabinfo",
 	"freezer.self", "freezer.parent", "reclaim", "io_service", "io_serviced", "cpuacct", "recursive", "blkio.time", "blkio.sectors", "io_merged", "io_queued", "io_wait", "effective", "swap.high.", "kmem.tcp.max", "cgroup.kill"}
@@ -193,7 +212,7 @@ func leftovers(dir, id, cgroup string, out Outcome) {
 	for _, e := range entries {
 		left = append(left, "state "+strings.ReplaceAll(e.Name(), id, "$ID"))
 	}
-	for _, root := range hierarchies() {
+	for _, root := range parents() {
 		if _, err := os.Stat(filepath.Join(root, cgroup, id)); err == nil {
 			left = append(left, "cgroup")
 		}

@@ -66,7 +66,7 @@ func (r *Runtime) sweep(b *Bundle) {
 	if left, _ := os.ReadDir(b.Path("state")); len(left) > 0 {
 		exec.Command(r.Path, "--root", b.Path("state"), "delete", "--force", b.ID).Run()
 	}
-	for _, root := range hierarchies() {
+	for _, root := range parents() {
 		var dirs []string
 		filepath.WalkDir(filepath.Join(root, suite.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
@@ -214,7 +214,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 
 // killGroup ends what a container still has when the patience with it is at an end.
 func killGroup(b *Bundle) {
-	for _, root := range hierarchies() {
+	for _, root := range parents() {
 		filepath.WalkDir(filepath.Join(root, suite.cgroup, b.ID), func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "cgroup.procs" {
 				procs, _ := os.ReadFile(path)

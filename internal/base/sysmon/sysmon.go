@@ -6,20 +6,28 @@
 // for it; the kernel has one for how late a sleep may end.
 package sysmon
 
-import "golang.org/x/sys/unix"
+import (
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
 
 // slack is how late the thread may be, in nanoseconds: how long, at worst, goroutines
 // wait for a thread while all that may run are in system calls that block.
 const slack = "1000000"
 
+// usual is the slack that the threads had before Calm, in nanoseconds. 0: it was not called.
+var usual int
+
 // Calm makes the thread slow. It is for processes that do one thing after the other and
 // end. Where it may not (without CAP_SYS_NICE, without /proc) nothing changes. It imports
-// nothing that initialises anything, for orlop-init.
+// nothing that initialises anything, for orlop-init. Called once, before anything else runs.
 func Calm() {
 	tid := thread()
 	if tid == "" {
 		return
 	}
+	usual, _ = unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
 	// In /proc/PID/task the file is missing (proc_pid_timerslack_ns(5)).
 	fd, err := unix.Open("/proc/"+tid+"/timerslack_ns", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -27,6 +35,18 @@ func Calm() {
 	}
 	unix.Write(fd, []byte(slack))
 	unix.Close(fd)
+}
+
+// Spawn runs fn on a thread with the slack that threads had before Calm: those that the
+// monitor starts have its own, and so would the processes that they start (PR_SET_TIMERSLACK
+// in prctl(2)).
+func Spawn(fn func()) {
+	if usual > 0 {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(usual), 0, 0, 0)
+	}
+	fn()
 }
 
 // thread returns the number of the monitor thread, as /proc has it: the runtime starts

@@ -3,6 +3,7 @@ package sysmon
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -52,5 +53,25 @@ func TestCalm(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("the thread never sleeps: %s, %v", call, err)
 		}
+	}
+}
+
+// A thread that the monitor started has its slack; what is started there does not.
+func TestSpawn(t *testing.T) {
+	Calm()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, _ := strconv.Atoi(slack)
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(late), 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	Spawn(func() { got, err = exec.Command("cat", "/proc/self/timerslack_ns").Output() })
+	if err != nil || strings.TrimSpace(string(got)) != strconv.Itoa(before) {
+		t.Errorf("a process has %s ns, %v, want %d", got, err, before)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
@@ -82,8 +83,11 @@ func runHook(ctx context.Context, h *specs.Hook, state []byte) error {
 	if !guards.HookEnvironment.On() {
 		env = nil
 	}
-	p, err := os.StartProcess(h.Path, hookArgs(h), &os.ProcAttr{
-		Env: env, Files: []*os.File{stdin, stdout, stdout}, Sys: &syscall.SysProcAttr{Setpgid: true},
+	var p *os.Process
+	sysmon.Spawn(func() {
+		p, err = os.StartProcess(h.Path, hookArgs(h), &os.ProcAttr{
+			Env: env, Files: []*os.File{stdin, stdout, stdout}, Sys: &syscall.SysProcAttr{Setpgid: true},
+		})
 	})
 	stdin.Close()
 	stdout.Close()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/guard"
+	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
@@ -176,12 +177,13 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	if b.crosses() {
 		flags = b.hostClone
 	}
-	fork := func(cgroupFD int) (int, error) {
+	fork := func(cgroupFD int) (pid int, err error) {
 		attr := &syscall.ProcAttr{Env: append(slices.Clone(initEnv), guard.Environ()...), Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}
-		return syscall.ForkExec(exe, []string{"orlop-init"}, attr)
+		sysmon.Spawn(func() { pid, err = syscall.ForkExec(exe, []string{"orlop-init"}, attr) })
+		return pid, err
 	}
 	threads := b.cgroup != nil && b.cgroup.TakesThreads()
 	spawn := func() (err error) {
