@@ -50,7 +50,7 @@ while read -r package; do
 		unstable="$unstable $package"
 		tail -n 1 "$out/second" >>"$out/race"
 	else
-		cat "$out/second"
+		tee -a "$out/seconds" <"$out/second"
 		failed=$((failed + 1)) status=1
 	fi
 done <"$out/again"
@@ -62,6 +62,9 @@ if ! diff "$out/before" "$out/after" >"$out/diff"; then
 	cat "$out/diff" >&2
 	status=1
 fi
+# Long output is often cut in the middle: what failed stands at its end too.
+grep -hE '^[[:space:]]*--- FAIL: ' "$out/race" "$out/faults" | sort -u | sed 's/^[[:space:]]*--- /first try: /'
+[ ! -e "$out/seconds" ] || grep -hE '^[[:space:]]*--- FAIL: ' "$out/seconds" | sort -u | sed 's/^[[:space:]]*--- /second try: /'
 [ -z "$unstable" ] || echo "UNSTABLE, passed at the second try only:$unstable"
 passed=$(cat "$out/race" "$out/faults" | grep -c '^ok')
 [ "$status" = 0 ] || [ "$failed" -gt 0 ] || failed=1

@@ -105,7 +105,7 @@ func TestHosts(t *testing.T) {
 					}
 					passed := bytes.Count(out.Bytes(), []byte("\n--- PASS: "))
 					if code != 0 || passed == 0 {
-						t.Fatalf("exit code %d\n%s", code, out.String())
+						t.Fatalf("exit code %d, %d tests passed\n%s", code, passed, failures(out.Bytes()))
 					}
 					took = append(took, fmt.Sprintf("%6.1f s  %s: %d passed, the longest%s", time.Since(start).Seconds(), s.name, passed, longest(out.Bytes())))
 				})
@@ -131,6 +131,22 @@ func longest(out []byte) (s string) {
 	}
 	return strings.TrimSuffix(s, ",")
 }
+
+// failures is what tests said, without those that passed.
+func failures(out []byte) string {
+	var kept []byte
+	for _, at := range slices.Backward(begun.FindAllIndex(out, -1)) {
+		section := out[at[0]:]
+		if !ended.Match(section) {
+			kept = slices.Concat(section, kept)
+		}
+		out = out[:at[0]]
+	}
+	return string(out) + string(kept)
+}
+
+// begun is where a test, not one within another, begins.
+var begun = regexp.MustCompile(`(?m)^=== RUN   [^/\s]+$`)
 
 // bootHost boots a machine that has a disk at /var/lib, where what is tested keeps its
 // images and volumes: on the root no overlay can have its upper directory.
