@@ -118,6 +118,27 @@ func (c *client) ended(t *testing.T, id string) *v1.ContainerStatus {
 	return st
 }
 
+// look runs the command of that name in a container of its own, and returns what it
+// tells about what it is given.
+func (c *client) look(t *testing.T, pod, name string, change func(*v1.ContainerConfig), what ...string) string {
+	t.Helper()
+	cc := criContainer(name, append([]string{"look"}, what...)...)
+	if change != nil {
+		change(cc)
+	}
+	st := c.ended(t, c.start(t, pod, cc))
+	var text string
+	c.n.eventually(10*time.Second, func() error {
+		raw, err := os.ReadFile(st.LogPath)
+		if err != nil || !bytes.Contains(raw, []byte("end of look")) {
+			return fmt.Errorf("log %q: %v", raw, err)
+		}
+		text = string(raw)
+		return nil
+	})
+	return text
+}
+
 func (c *client) remove(t *testing.T, pod string) {
 	t.Helper()
 	for range 2 { // both calls are idempotent
@@ -294,22 +315,7 @@ func TestCRIInside(t *testing.T) {
 	pod := c.run(t, conf)
 	show := func(name string, change func(*v1.ContainerConfig), what ...string) string {
 		t.Helper()
-		cc := criContainer(name, append([]string{"look"}, what...)...)
-		if change != nil {
-			change(cc)
-		}
-		id := c.start(t, pod, cc)
-		st := c.ended(t, id)
-		var text string
-		n.eventually(10*time.Second, func() error {
-			raw, err := os.ReadFile(st.LogPath)
-			if err != nil || !bytes.Contains(raw, []byte("end of look")) {
-				return fmt.Errorf("log %q: %v", raw, err)
-			}
-			text = string(raw)
-			return nil
-		})
-		return text
+		return c.look(t, pod, name, change, what...)
 	}
 	sec := func(cc *v1.ContainerConfig) *v1.LinuxContainerSecurityContext { return cc.Linux.SecurityContext }
 	for _, tt := range []struct {

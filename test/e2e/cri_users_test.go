@@ -1,13 +1,11 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -42,19 +40,7 @@ func TestCRIUserNamespace(t *testing.T) {
 	}
 	look := func(name string, change func(*v1.ContainerConfig), what ...string) string {
 		t.Helper()
-		cc := criContainer(name, append([]string{"look"}, what...)...)
-		change(cc)
-		st := c.ended(t, c.start(t, pod, cc))
-		var text string
-		n.eventually(10*time.Second, func() error {
-			raw, err := os.ReadFile(st.LogPath)
-			if err != nil || !bytes.Contains(raw, []byte("end of look")) {
-				return fmt.Errorf("log %q: %v", raw, err)
-			}
-			text = string(raw)
-			return nil
-		})
-		return text
+		return c.look(t, pod, name, change, what...)
 	}
 	got := look("in", func(cc *v1.ContainerConfig) {
 		cc.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users(firstID, 65536)

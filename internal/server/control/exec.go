@@ -57,11 +57,7 @@ func (p pods) Exec(ctx context.Context, stream *connect.BidiStream[orlopv1.ExecR
 		}
 		s.Close()
 	}()
-	if size := start.GetSize(); size != nil && s.TTY {
-		if err := s.Resize(uint16(size.GetColumns()), uint16(size.GetRows())); err != nil {
-			p.log.Debug("set a terminal's size", "error", err)
-		}
-	}
+	p.resize(s, start.GetSize())
 	send := newSender(stream.Send)
 	if err := send.message(&orlopv1.ExecResponse{Message: &orlopv1.ExecResponse_Started{Started: true}}); err != nil {
 		return err
@@ -107,11 +103,7 @@ func (p pods) Attach(ctx context.Context, stream *connect.BidiStream[orlopv1.Att
 		return err
 	}
 	defer s.Close()
-	if size := start.GetSize(); size != nil && s.TTY {
-		if err := s.Resize(uint16(size.GetColumns()), uint16(size.GetRows())); err != nil {
-			p.log.Debug("set a terminal's size", "error", err)
-		}
-	}
+	p.resize(s, start.GetSize())
 	send := newSender(stream.Send)
 	attached := &orlopv1.AttachResponse_Attached{Tty: s.TTY, Container: s.Container}
 	if err := send.message(&orlopv1.AttachResponse{Message: &orlopv1.AttachResponse_Attached_{Attached: attached}}); err != nil {
@@ -178,16 +170,22 @@ func (p pods) feed(ctx context.Context, cancel context.CancelFunc, s *pod.Sessio
 		if in.close {
 			shut()
 		}
-		if in.size != nil && s.TTY {
-			if err := s.Resize(uint16(in.size.GetColumns()), uint16(in.size.GetRows())); err != nil {
-				p.log.Debug("set a terminal's size", "error", err)
-			}
-		}
+		p.resize(s, in.size)
 		if in.signal > 0 {
 			if err := s.Signal(ctx, in.signal); err != nil {
 				p.log.Debug("send a signal", "signal", in.signal, "error", err)
 			}
 		}
+	}
+}
+
+// resize sets the size of a session's terminal, if there are both.
+func (p pods) resize(s *pod.Session, size *orlopv1.TerminalSize) {
+	if size == nil || !s.TTY {
+		return
+	}
+	if err := s.Resize(uint16(size.GetColumns()), uint16(size.GetRows())); err != nil {
+		p.log.Debug("set a terminal's size", "error", err)
 	}
 }
 
