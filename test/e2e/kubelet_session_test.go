@@ -1,55 +1,25 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"encoding/json"
-	"fmt"
 	"net/url"
 	"testing"
 	"time"
-
-	"golang.org/x/net/websocket"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Channels of a session's messages, by their first byte.
-const (
-	channelStdin = iota
-	channelStdout
-	channelStderr
-	channelError
-	channelResize
-	channelClose = 255
-)
-
-// session is a connection through kubelet's API to a process in a container, or to a port
-// of a pod, as kubectl makes it.
-type session struct {
-	ws  *websocket.Conn
-	got [4]bytes.Buffer
-}
-
+// session is a connection through kubelet's API, as kubectl makes it.
 func (k *kubeletNode) session(t *testing.T, protocol, path string, query url.Values) *session {
 	t.Helper()
-	conf, err := websocket.NewConfig("wss"+kubeletAPI[len("https"):]+path+"?"+query.Encode(), kubeletAPI)
+	u, err := url.Parse(kubeletAPI + path + "?" + query.Encode())
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf.Protocol = []string{protocol}
-	raw, err := dialIn(k.netns)(context.Background(), "tcp", conf.Location.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { raw.Close() })
-	raw.SetDeadline(time.Now().Add(20 * time.Second))
-	ws, err := websocket.NewClient(conf, tls.Client(raw, &tls.Config{InsecureSkipVerify: true}))
+	s, err := openSession(t, k.netns, protocol, u, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatalf("%s: %v\n%s\n%s", path, err, k.kubeletLog(), k.tail())
 	}
-	return &session{ws: ws}
+	return s
 }
 
 func (k *kubeletNode) exec(t *testing.T, pod, container string, tty bool, command ...string) *session {
@@ -61,55 +31,6 @@ func (k *kubeletNode) exec(t *testing.T, pod, container string, tty bool, comman
 		q.Set("error", "1")
 	}
 	return k.session(t, "v5.channel.k8s.io", "/exec/default/"+pod+"-node/"+container, q)
-}
-
-func (s *session) send(t *testing.T, channel byte, data string) {
-	t.Helper()
-	if err := websocket.Message.Send(s.ws, append([]byte{channel}, data...)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// receive takes one message and tells whether there was one.
-func (s *session) receive() error {
-	var m []byte
-	if err := websocket.Message.Receive(s.ws, &m); err != nil {
-		return err
-	}
-	if len(m) > 0 && int(m[0]) < len(s.got) {
-		s.got[m[0]].Write(m[1:])
-	}
-	return nil
-}
-
-// until waits for text on a channel.
-func (s *session) until(t *testing.T, channel int, text string) {
-	t.Helper()
-	for !bytes.Contains(s.got[channel].Bytes(), []byte(text)) {
-		if err := s.receive(); err != nil {
-			t.Fatalf("%q did not come: %v; what came: %q %q", text, err, s.got[channel].String(), s.got[channelError].String())
-		}
-	}
-}
-
-// end waits for the end of a command and returns how it ended: "" is success.
-func (s *session) end(t *testing.T) string {
-	t.Helper()
-	for s.receive() == nil {
-	}
-	var st metav1.Status
-	if err := json.Unmarshal(s.got[channelError].Bytes(), &st); err != nil {
-		t.Fatalf("how the command ended: %v in %q", err, s.got[channelError].String())
-	}
-	if st.Status == metav1.StatusSuccess {
-		return ""
-	}
-	for _, c := range st.Details.Causes {
-		if c.Type == "ExitCode" {
-			return c.Message
-		}
-	}
-	return fmt.Sprint(st)
 }
 
 func testKubeletSessions(t *testing.T, k *kubeletNode) {

@@ -69,8 +69,17 @@ type CRI struct {
 	Socket string `yaml:"socket"` // "": <run>/cri.sock; "off" turns it off
 	// Streaming is where sessions of exec, attach and port-forward are served; whoever
 	// has a session's address may use it. Port 0 is a free one.
-	Streaming string `yaml:"streaming"`
-	NRI       NRI    `yaml:"nri"`
+	Streaming    string       `yaml:"streaming"`
+	StreamingTLS StreamingTLS `yaml:"streamingTLS"`
+	NRI          NRI          `yaml:"nri"`
+}
+
+// StreamingTLS are PEM files, read anew for each connection.
+type StreamingTLS struct {
+	CertFile string `yaml:"certFile"` // "": no TLS
+	KeyFile  string `yaml:"keyFile"`
+	// ClientCAFile has the authorities of clients' certificates; "": none is asked for.
+	ClientCAFile string `yaml:"clientCAFile"`
 }
 
 // NRI lets plugins of the Node Resource Interface see, adjust and refuse the containers of
@@ -273,6 +282,12 @@ func (c *Config) Validate() error {
 		socket("cri.socket", c.CRI.Socket)
 	}
 	address("cri.streaming", c.CRI.Streaming)
+	t := c.CRI.StreamingTLS
+	check((t.CertFile == "") == (t.KeyFile == ""), "cri.streamingTLS: certFile and keyFile go together")
+	check(t.ClientCAFile == "" || t.CertFile != "", "cri.streamingTLS.clientCAFile: it needs certFile and keyFile")
+	for _, f := range []string{t.CertFile, t.KeyFile, t.ClientCAFile} {
+		check(f == "" || filepath.IsAbs(f), "cri.streamingTLS: %q must be an absolute path", f)
+	}
 	for _, d := range c.Pod.CDIDirs {
 		check(filepath.IsAbs(d), "pod.cdiDirs: %q must be an absolute path", d)
 	}

@@ -45,7 +45,8 @@ type Options struct {
 	SystemdCgroups bool
 	// Streaming is the address of exec, attach and port-forward sessions; "" is a free port
 	// of the loopback interface.
-	Streaming string
+	Streaming    string
+	StreamingTLS StreamingTLS
 	// Ready is closed once the daemon has taken stock; until then every request is
 	// unavailable.
 	Ready <-chan struct{}

@@ -2,16 +2,11 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/utils/exec"
 
@@ -74,34 +69,6 @@ func (s *Server) PortForward(ctx context.Context, r *v1.PortForwardRequest) (*v1
 		return nil, errs.New(errs.FailedPrecondition, "pod sandbox %s is %s; it must be ready", b.ID, b.State)
 	}
 	return s.streaming.GetPortForward(r)
-}
-
-// listenStreaming takes the address of the sessions. Their URLs carry a token that is good
-// once, within a minute.
-func (s *Server) listenStreaming() error {
-	l, err := net.Listen("tcp", s.o.Streaming)
-	if err != nil {
-		return errs.New(errs.Unavailable, "listen for sessions: %w", err)
-	}
-	c := streaming.DefaultConfig
-	c.Addr = l.Addr().String()
-	c.BaseURL = &url.URL{Scheme: "http", Host: c.Addr}
-	if s.streaming, err = streaming.NewServer(c, sessions{s}); err != nil {
-		l.Close()
-		return err
-	}
-	s.listener = l
-	return nil
-}
-
-func (s *Server) serveStreaming() error {
-	h := &http.Server{Handler: s.streaming, ReadHeaderTimeout: 10 * time.Second}
-	err := h.Serve(s.listener)
-	h.Close()
-	if errors.Is(err, http.ErrServerClosed) {
-		return net.ErrClosed
-	}
-	return err
 }
 
 // sessions joins streams of clients with processes and ports of pods.
