@@ -13,17 +13,11 @@ import (
 // Devices of the Container Device Interface, by the request's field and by annotation.
 func TestCRIDevicesByName(t *testing.T) {
 	n := newNode(t)
-	n.kill()
-	conf, err := os.ReadFile(n.config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	n.write(n.config, string(conf)+"pod: {cdiDirs: ["+dir+"]}\n")
 	n.write(dir+"/vendor.json", `{"cdiVersion": "0.6.0", "kind": "example.test/gadget", "devices": [
 		{"name": "one", "containerEdits": {"deviceNodes": [{"path": "/dev/gadget", "hostPath": "/dev/null"}], "env": ["GADGET=one"]}},
 		{"name": "two", "containerEdits": {"env": ["OTHER=two"], "mounts": [{"hostPath": "`+dir+`", "containerPath": "/gadget", "options": ["ro", "rbind"]}]}}]}`)
-	n.start()
+	n.configure("pod: {cdiDirs: [" + dir + "]}\n")
 	c := n.cri()
 	pod := c.run(t, c.sandbox())
 	cc := criContainer("devices", "look", "env", "write:/dev/gadget", "stat:/gadget/vendor.json")
@@ -44,7 +38,7 @@ func TestCRIDevicesByName(t *testing.T) {
 	})
 	bad := criContainer("unknown")
 	bad.CDIDevices = []*v1.CDIDevice{{Name: "example.test/gadget=three"}}
-	_, err = c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: pod, Config: bad})
+	_, err := c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: pod, Config: bad})
 	wantCode(t, err, codes.InvalidArgument, "example.test/gadget=three is not in "+dir)
 	c.remove(t, pod)
 }

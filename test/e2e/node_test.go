@@ -173,6 +173,18 @@ func (n *node) tryStart(env ...string) error {
 	}
 }
 
+// configure adds to the configuration and has the daemon start anew with it.
+func (n *node) configure(more string) {
+	n.t.Helper()
+	n.kill()
+	conf, err := os.ReadFile(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.write(n.config, string(conf)+more)
+	n.start()
+}
+
 // ready asks the daemon's socket, as a person with curl would.
 func (n *node) ready() bool {
 	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
