@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/keeper/server"
 )
@@ -38,7 +39,7 @@ func main() {
 		return
 	}
 	o.Driver, o.Build = cgroup.Driver(*driver), version
-	o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	o.Log = slog.New(trace.Handler(slog.NewTextHandler(os.Stderr, nil)))
 	// A keeper idles: memory that a burst took goes back soon.
 	debug.SetGCPercent(100)
 	debug.SetMemoryLimit(32 << 20)

@@ -22,10 +22,12 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/heap"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/cri"
 	"github.com/orlop-io/orlop/internal/server/nri"
 	"github.com/orlop-io/orlop/internal/server/web"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 )
@@ -73,9 +75,9 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 	level.UnmarshalText([]byte(c.Level)) // validated by config
 	o := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.New(trace.Handler(slog.NewJSONHandler(w, o)))
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.New(trace.Handler(slog.NewTextHandler(w, o)))
 }
 
 // runDaemon opens every domain, reconciles, and serves until ctx ends.
@@ -87,6 +89,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer h.Close()
+	defer h.openTracing()()
 	if err := os.WriteFile(pidFile(c), fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 
 	// The sockets answer from here on; /readyz says no until stock has been taken.
 	ready := make(chan struct{})
-	webHandler := web.New(web.Options{Version: version, Sources: h.sources(), Ready: func(context.Context) error {
+	webHandler := web.New(web.Options{Version: version, Sources: h.sources(), Collectors: []prometheus.Collector{h.watch}, Ready: func(context.Context) error {
 		select {
 		case <-ready:
 			return nil
@@ -168,7 +171,7 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		close(ready)
 		sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 		log.Info("ready", "socket", c.Control.Socket, "after", time.Since(begin).Round(time.Millisecond))
-		return h.pods.Run(ctx)
+		return h.pods.Run(h.traced(ctx))
 	})
 	g.Go(func() error {
 		heap.GiveBack(ctx)

@@ -15,10 +15,12 @@ import (
 	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/store"
+	"github.com/orlop-io/orlop/internal/base/trace/otlp"
 	"github.com/orlop-io/orlop/internal/image"
 	"github.com/orlop-io/orlop/internal/network"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 	"github.com/orlop-io/orlop/internal/pod"
+	"github.com/orlop-io/orlop/internal/server/rpc"
 	"github.com/orlop-io/orlop/internal/volume"
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +36,8 @@ type host struct {
 	network  *network.Network
 	volumes  *volume.Volumes
 	pods     *pod.Pods
+	tracer   *otlp.Tracer // nil: tracing is off
+	watch    *rpc.Watcher
 	closings []func() error // in the order of opening
 }
 

@@ -87,5 +87,16 @@ func (h *host) sources() []web.Source {
 				put(float64(s.Scratch), "scratch")
 				return nil
 			}},
+		{Name: "trace_spans_total", Help: "Spans of traces that were ended, sent, and not taken by the collector.", Counter: true, Labels: []string{"what"},
+			Read: func(ctx context.Context, put put) error {
+				if h.tracer == nil {
+					return nil
+				}
+				s := h.tracer.Stats()
+				put(float64(s.Ended), "ended")
+				put(float64(s.Sent), "sent")
+				put(float64(s.Failed), "failed")
+				return nil
+			}},
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/image"
 	"github.com/orlop-io/orlop/internal/network"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
@@ -55,7 +56,7 @@ func (h *host) controlOptions(ready <-chan struct{}, fallback http.Handler) cont
 		}
 	}
 	return control.Options{
-		Pods: h.pods, Images: h.images, Volumes: h.volumes, Facts: facts, Ready: ready, Fallback: fallback, Log: h.log.With("server", "control"),
+		Pods: h.pods, Images: h.images, Volumes: h.volumes, Facts: facts, Ready: ready, Fallback: fallback, Watch: h.watch, Log: h.log.With("server", "control"),
 		Keeper: h.pods.Keeper,
 		UpgradeKeeper: func(ctx context.Context, path string) (string, error) {
 			if path == "" {
@@ -76,7 +77,8 @@ func (h *host) criOptions(ready <-chan struct{}) (cri.Options, error) {
 	return cri.Options{
 		Pods: h.pods.Driven(), Images: h.images, UsedImages: h.pods.UsedImages, Version: version,
 		ImageDir: filepath.Join(c.Root, "image"), ContainerDir: filepath.Join(c.Root, "containers"),
-		SystemdCgroups: groups.Layout().Driver == cgroup.Systemd, Streaming: c.CRI.Streaming, StreamingTLS: cri.StreamingTLS(c.CRI.StreamingTLS), Ready: ready, Log: h.log.With("server", "cri"),
+		SystemdCgroups: groups.Layout().Driver == cgroup.Systemd, Streaming: c.CRI.Streaming, StreamingTLS: cri.StreamingTLS(c.CRI.StreamingTLS),
+		Ready: ready, Watch: h.watch, Log: h.log.With("server", "cri"),
 	}, nil
 }
 
@@ -101,7 +103,12 @@ func keeperOptions(c config.Config) keeper.SpawnOptions {
 
 type podImages struct{ *image.Store }
 
-func (i podImages) Find(ctx context.Context, ref string) (pod.Image, error) {
+// What a domain does for a pod is a span of what the pod asked it for.
+
+func (i podImages) Find(ctx context.Context, ref string) (_ pod.Image, err error) {
+	ctx, span := trace.Start(ctx, "image find")
+	defer span.End(&err)
+	span.Set("container.image.name", ref)
 	img, err := i.Resolve(ctx, ref)
 	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
 }
@@ -117,17 +124,18 @@ func (i podImages) Pull(ctx context.Context, ref string, credentials map[string]
 	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
 }
 
-func (i podImages) Layers(ctx context.Context, id string) ([]string, func(), error) {
+func (i podImages) Layers(ctx context.Context, id string) (dirs []string, release func(), err error) {
+	ctx, span := trace.Start(ctx, "image layers")
+	defer span.End(&err)
+	span.Set("container.image.id", id)
 	d, err := digest.Parse(id)
 	if err != nil {
 		return nil, nil, errs.New(errs.Internal, "image id %q: %w", id, err)
 	}
-	release, err := i.Hold(d)
-	if err != nil {
+	if release, err = i.Hold(d); err != nil {
 		return nil, nil, err
 	}
-	dirs, err := i.LayerDirs(ctx, d)
-	if err != nil {
+	if dirs, err = i.LayerDirs(ctx, d); err != nil {
 		release()
 		return nil, nil, err
 	}
@@ -139,7 +147,9 @@ type podNetwork struct {
 	log *slog.Logger
 }
 
-func (n podNetwork) Attach(ctx context.Context, id pod.ID, netns string, ports []pod.PortMapping) ([]netip.Addr, error) {
+func (n podNetwork) Attach(ctx context.Context, id pod.ID, netns string, ports []pod.PortMapping) (ips []netip.Addr, err error) {
+	ctx, span := trace.Start(ctx, "network attach")
+	defer span.End(&err)
 	r := network.Request{PodID: string(id), Netns: netns}
 	for _, p := range ports {
 		r.Ports = append(r.Ports, network.PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, PodPort: p.Port, Protocol: network.Protocol(p.Protocol)})
@@ -148,14 +158,15 @@ func (n podNetwork) Attach(ctx context.Context, id pod.ID, netns string, ports [
 	if err != nil {
 		return nil, err
 	}
-	var ips []netip.Addr
 	for _, p := range a.Addresses {
 		ips = append(ips, p.Addr())
 	}
 	return ips, nil
 }
 
-func (n podNetwork) Detach(ctx context.Context, id pod.ID) error {
+func (n podNetwork) Detach(ctx context.Context, id pod.ID) (err error) {
+	ctx, span := trace.Start(ctx, "network detach")
+	defer span.End(&err)
 	return n.Network.Detach(ctx, string(id))
 }
 
@@ -181,8 +192,12 @@ func (n podNetwork) Hosts(f pod.HostsFile) ([]byte, error) {
 
 type podVolumes struct{ *volume.Volumes }
 
-func (v podVolumes) Publish(ctx context.Context, namespace, claim string, id pod.ID, readOnly bool) (string, bool, error) {
-	path, err := v.Volumes.Publish(ctx, namespace, claim, string(id), readOnly)
+func (v podVolumes) Publish(ctx context.Context, namespace, claim string, id pod.ID, readOnly bool) (path string, block bool, err error) {
+	ctx, span := trace.Start(ctx, "volume publish")
+	defer span.End(&err)
+	span.Set("k8s.namespace.name", namespace)
+	span.Set("k8s.persistentvolumeclaim.name", claim)
+	path, err = v.Volumes.Publish(ctx, namespace, claim, string(id), readOnly)
 	if err != nil {
 		return "", false, err
 	}
@@ -190,10 +205,15 @@ func (v podVolumes) Publish(ctx context.Context, namespace, claim string, id pod
 	return path, c.Mode == volume.Block, err
 }
 
-func (v podVolumes) PublishScratch(ctx context.Context, id pod.ID, name string, sizeBytes int64) (string, error) {
+func (v podVolumes) PublishScratch(ctx context.Context, id pod.ID, name string, sizeBytes int64) (path string, err error) {
+	ctx, span := trace.Start(ctx, "volume publish scratch")
+	defer span.End(&err)
+	span.Set("k8s.volume.name", name)
 	return v.Volumes.PublishScratch(ctx, string(id), name, sizeBytes)
 }
 
-func (v podVolumes) UnpublishAll(ctx context.Context, id pod.ID) error {
+func (v podVolumes) UnpublishAll(ctx context.Context, id pod.ID) (err error) {
+	ctx, span := trace.Start(ctx, "volume unpublish all")
+	defer span.End(&err)
 	return v.Volumes.UnpublishAll(ctx, string(id))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -37,8 +38,11 @@ func (s *Store) assemble(ctx context.Context, c *claims, img *imageRecord, open 
 		if most := s.o.Config.MaxLayerBytes; most > 0 && ref.Blob.SizeBytes > most {
 			return errs.New(errs.ResourceExhausted, "layer %d has %d bytes compressed; image.maxLayerBytes allows %d unpacked", i, ref.Blob.SizeBytes, most)
 		}
-		g.Go(func() error {
-			out, err := s.ensureLayer(gctx, c, layerSpec{
+		g.Go(func() (err error) {
+			lctx, span := trace.Start(gctx, "image layer")
+			defer span.End(&err)
+			span.Set("oci.digest", string(ref.Blob.Digest))
+			out, err := s.ensureLayer(lctx, c, layerSpec{
 				blob: ref.Blob, diffID: ref.DiffID, bottom: i == 0, chain: chainID(img.Layers[:i+1]), budget: b,
 				open: func(ctx context.Context, f *flight) (io.ReadCloser, error) {
 					if open == nil {

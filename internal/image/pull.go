@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/image/registry"
 )
 
@@ -64,7 +65,10 @@ const (
 // errs.Unauthenticated, errs.PermissionDenied, errs.Unavailable for a registry
 // out of reach, errs.Corrupt for content that is not what its digest says,
 // errs.ResourceExhausted for an image above the limits.
-func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
+func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, err error) {
+	ctx, span := trace.Start(ctx, "image pull")
+	defer span.End(&err)
+	span.Set("container.image.name", ref)
 	n, err := ParseName(ref)
 	if err != nil {
 		return Image{}, err
@@ -94,7 +98,9 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 	if n.Digest != "" {
 		tagOrDigest = n.Digest.String()
 	}
-	doc, top, err := fetchManifest(ctx, repo, tagOrDigest, want)
+	tctx, span := trace.Start(ctx, "image manifest")
+	doc, top, err := fetchManifest(tctx, repo, tagOrDigest, want)
+	span.End(&err)
 	if err != nil {
 		return Image{}, err
 	}
@@ -104,7 +110,9 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 		return Image{}, err
 	}
 	faultManifestHere.Hit()
-	data, err := s.fetchConfig(ctx, c, repo, refOf(doc.manifest.Config))
+	tctx, span = trace.Start(ctx, "image configuration")
+	data, err := s.fetchConfig(tctx, c, repo, refOf(doc.manifest.Config))
+	span.End(&err)
 	if err != nil {
 		return Image{}, err
 	}

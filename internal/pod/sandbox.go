@@ -14,6 +14,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/mount"
@@ -54,13 +55,15 @@ func hostname(spec *Spec) string {
 
 // ensureSandbox makes what containers of the pod share: namespaces, network, files,
 // volumes. Every part is idempotent, so that a start cut off is simply done again.
-func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
+func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) (err error) {
 	w.mu.Lock()
 	done := w.st.Sandbox
 	w.mu.Unlock()
 	if done {
 		return nil
 	}
+	ctx, span := w.span(ctx, "pod sandbox")
+	defer span.End(&err)
 	for _, d := range []string{w.runDir(), filepath.Join(w.runDir(), "etc"), filepath.Join(w.runDir(), "volumes"), filepath.Join(w.runDir(), "containers")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
@@ -77,7 +80,10 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 		for _, s := range spec.Security.Sysctls {
 			sysctls[s.Name] = s.Value
 		}
-		if err := namespace.Pin(filepath.Join(w.runDir(), "ns"), kinds, namespace.Options{Hostname: hostname(spec), Sysctls: sysctls, Users: spec.Users}); err != nil {
+		_, pinning := trace.Start(ctx, "pod namespaces")
+		err := namespace.Pin(filepath.Join(w.runDir(), "ns"), kinds, namespace.Options{Hostname: hostname(spec), Sysctls: sysctls, Users: spec.Users})
+		pinning.End(&err)
+		if err != nil {
 			return fmt.Errorf("make the pod's namespaces: %w", err)
 		}
 	}
@@ -111,7 +117,7 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) error {
 			return err
 		}
 	}
-	err := w.update(func(st *state) { st.Sandbox, st.StartedAt, st.Reason, st.Message = true, time.Now(), "", "" })
+	err = w.update(func(st *state) { st.Sandbox, st.StartedAt, st.Reason, st.Message = true, time.Now(), "", "" })
 	faultSandboxDone.Hit()
 	return err
 }

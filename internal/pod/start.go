@@ -17,7 +17,10 @@ import (
 
 // startContainer begins a new incarnation, or completes one that a daemon before us
 // had begun.
-func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) error {
+func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (err error) {
+	ctx, span := w.span(ctx, "pod container")
+	defer span.End(&err)
+	span.Set("k8s.container.name", c.Name)
 	img, err := w.image(ctx, spec, c)
 	if err != nil {
 		return &startError{"ErrImagePull", err}

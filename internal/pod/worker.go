@@ -288,7 +288,9 @@ func (w *worker) finish(ctx context.Context, spec *Spec, phase Phase, reason, me
 }
 
 // destroy removes the pod for good.
-func (w *worker) destroy(ctx context.Context) error {
+func (w *worker) destroy(ctx context.Context) (err error) {
+	ctx, span := w.span(ctx, "pod removal")
+	defer span.End(&err)
 	w.mu.Lock()
 	m := w.m
 	w.mu.Unlock()

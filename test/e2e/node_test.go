@@ -99,18 +99,6 @@ volume: {poolSizeBytes: 2147483648, reserveBytes: 0}
 	return n
 }
 
-// configure starts the daemon anew with more in its configuration.
-func (n *node) configure(more string) {
-	n.t.Helper()
-	n.kill()
-	conf, err := os.ReadFile(n.config)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.write(n.config, string(conf)+more)
-	n.start()
-}
-
 // network makes the node's network namespace and the outside host, joined by a veth.
 func (n *node) network() {
 	for _, args := range [][]string{
@@ -183,6 +171,18 @@ func (n *node) tryStart(env ...string) error {
 			}
 		}
 	}
+}
+
+// configure adds to the configuration and has the daemon start anew with it.
+func (n *node) configure(more string) {
+	n.t.Helper()
+	n.kill()
+	conf, err := os.ReadFile(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.write(n.config, string(conf)+more)
+	n.start()
 }
 
 // ready asks the daemon's socket, as a person with curl would.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,6 +43,7 @@ type Config struct {
 	Control Control `yaml:"control"`
 	CRI     CRI     `yaml:"cri"`
 	Metrics Metrics `yaml:"metrics"`
+	Tracing Tracing `yaml:"tracing"`
 	Keeper  Keeper  `yaml:"keeper"`
 	Cgroup  Cgroup  `yaml:"cgroup"`
 	Image   Image   `yaml:"image"`
@@ -93,6 +95,18 @@ type NRI struct {
 // Metrics serves /metrics, /healthz and /readyz over HTTP.
 type Metrics struct {
 	Listen string `yaml:"listen"` // host:port; "off" turns it off (the control socket serves the same paths)
+}
+
+// Tracing sends what requests did, step by step and with times, to a collector of
+// OpenTelemetry.
+type Tracing struct {
+	// Endpoint is the collector's URL for OTLP over HTTP, like http://127.0.0.1:4318; "off"
+	// turns it off. Without a path /v1/traces is asked.
+	Endpoint string `yaml:"endpoint"`
+	CAFile   string `yaml:"caFile"` // PEM, besides the system's
+	// SamplingRatio is the share, 0 to 1, of the traces that begin here that are sent.
+	// Traces that a client has begun (kubelet) are sent as it has decided.
+	SamplingRatio float64 `yaml:"samplingRatio"`
 }
 
 // Keeper finds the executables that run containers.
@@ -164,6 +178,7 @@ func Default() Config {
 		Log:      Log{Level: "info", Format: "text"},
 		CRI:      CRI{Streaming: "127.0.0.1:0", NRI: NRI{Socket: "off", Timeout: 5 * time.Second}},
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
+		Tracing:  Tracing{Endpoint: "off", SamplingRatio: 1},
 		Cgroup:   Cgroup{Driver: "auto"},
 		Image: Image{
 			MaxLayerBytes: 32 << 30,
@@ -304,6 +319,13 @@ func (c *Config) Validate() error {
 	if c.Metrics.Listen != "off" {
 		address("metrics.listen", c.Metrics.Listen)
 	}
+	if c.Tracing.Endpoint != "off" {
+		u, err := url.Parse(c.Tracing.Endpoint)
+		check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "",
+			"tracing.endpoint: %q must be off, or a URL like http://127.0.0.1:4318", c.Tracing.Endpoint)
+	}
+	check(c.Tracing.CAFile == "" || filepath.IsAbs(c.Tracing.CAFile), "tracing.caFile: %q must be an absolute path", c.Tracing.CAFile)
+	check(c.Tracing.SamplingRatio >= 0 && c.Tracing.SamplingRatio <= 1, "tracing.samplingRatio: must be 0 to 1")
 	check(c.Image.MaxLayerBytes > 0, "image.maxLayerBytes: must be above 0")
 	check(c.Image.MaxImageBytes > 0, "image.maxImageBytes: must be above 0")
 	check(c.Image.MaxFiles > 0, "image.maxFiles: must be above 0")

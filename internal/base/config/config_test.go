@@ -30,6 +30,8 @@ func TestParse(t *testing.T) {
 		{"root cgroup", "cgroup: {parent: /}", []string{"cgroup.parent"}},
 		{"climbing cgroup", "cgroup: {parent: /a/../..}", []string{"cgroup.parent"}},
 		{"metrics", "metrics: {listen: 9464}", []string{"metrics.listen"}},
+		{"tracing", "tracing: {endpoint: 'http://127.0.0.1:4318', samplingRatio: 0.1}", nil},
+		{"tracing without a scheme", "tracing: {endpoint: 'localhost:4317', samplingRatio: 1.5, caFile: ca.pem}", []string{"tracing.endpoint", "http://127.0.0.1:4318", "tracing.samplingRatio", "tracing.caFile"}},
 		{"metrics off", "metrics: {listen: 'off'}", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -5,6 +5,8 @@ package keylock
 import (
 	"context"
 	"sync"
+
+	"github.com/orlop-io/orlop/internal/base/trace"
 )
 
 // Locks is a set of locks by key. It keeps nothing for a key that nobody holds
@@ -34,9 +36,18 @@ func (l *Locks) Lock(ctx context.Context, key string) (unlock func(), err error)
 	k.refs++
 	l.mu.Unlock()
 
+	release := func() { <-k.sem; l.unref(key, k) }
 	select {
 	case k.sem <- struct{}{}:
-		return func() { <-k.sem; l.unref(key, k) }, nil
+		return release, nil
+	default:
+	}
+	ctx, span := trace.Start(ctx, "wait for lock")
+	defer span.End(&err)
+	span.Set("lock", key)
+	select {
+	case k.sem <- struct{}{}:
+		return release, nil
 	case <-ctx.Done():
 		l.unref(key, k)
 		return nil, ctx.Err()

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
@@ -212,6 +213,7 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 	if c.Pause || c.Spec != nil && c.Spec.Process != nil && c.Spec.Process.Terminal {
 		stdio = [3]*os.File{}
 	}
+	_, step := trace.Start(ctx, "executor plan")
 	err := b.hold(c.Gate)
 	if err == nil {
 		err = b.container(&c)
@@ -222,6 +224,7 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 	if err == nil && b.rdt != nil {
 		err = b.rdt.prepare()
 	}
+	step.End(&err)
 	if err == nil {
 		var p *Process
 		if p, err = e.launch(ctx, c.ID, b, stdio); err == nil {
@@ -255,10 +258,12 @@ func (e *Executor) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 		pidfd = os.NewFile(uintptr(fd), "pidfd")
 		defer pidfd.Close()
 	}
+	_, step := trace.Start(ctx, "executor plan")
 	err := awake(c.Cgroup)
 	if err == nil {
 		err = b.join(&c, pidfd)
 	}
+	step.End(&err)
 	if err == nil {
 		var p *Process
 		if p, err = e.launch(ctx, id, b, stdio); err == nil {

@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/guard"
 	"github.com/orlop-io/orlop/internal/base/sysmon"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
@@ -52,10 +54,19 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			p.abandon()
 		}
 	}()
+	_, step := trace.Start(ctx, "executor clone")
 	err = e.clone(p, b, stdio, theirs)
+	step.End(&err)
 	theirs.Close()
 	if err != nil {
 		return nil, err
+	}
+	ctx, step = trace.Start(ctx, "executor set-up") // ends when the process is at the gate
+	defer step.End(&err)
+	at := phases{step: step, begin: time.Now()}
+	defer at.end(&err)
+	if step != nil {
+		at.clocks(&b.plan)
 	}
 	stop := ch.bind(ctx)
 	defer stop()
@@ -88,7 +99,10 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		}
 		switch msg[0] {
 		case plan.MsgSync:
-			if err := b.runtimeHooks(ctx, p.pid); err != nil {
+			_, step := trace.Start(ctx, "executor hooks")
+			err := b.runtimeHooks(ctx, p.pid)
+			step.End(&err)
+			if err != nil {
 				return nil, err
 			}
 			if _, err := ch.file.Write([]byte{plan.MsgGo}); err != nil && !errors.Is(err, unix.EPIPE) {
@@ -105,6 +119,8 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 				e.log.WarnContext(ctx, "the container starts without something that it asked for", "container", id, "what", w)
 			}
 			return p, nil
+		case plan.MsgClock:
+			at.note(msg)
 		case plan.MsgWarn:
 			p.warnings = append(p.warnings, string(msg[1:]))
 		case plan.MsgConsole:
@@ -277,7 +293,9 @@ func (p *Process) died(when string) error {
 // errs.PermissionDenied, errs.Invalid (not an executable) or another. A process that was
 // killed before the gate opened is errs.FailedPrecondition; it may still have to be reaped.
 // A process is started once; a second Start is errs.FailedPrecondition.
-func (p *Process) Start(ctx context.Context) error {
+func (p *Process) Start(ctx context.Context) (err error) {
+	ctx, span := trace.Start(ctx, "executor execve")
+	defer span.End(&err)
 	p.mu.Lock()
 	ch := p.sync
 	p.sync = nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -200,8 +201,10 @@ func (c *Client) event(f *wire.Frame) {
 }
 
 // request sends a request and returns its answer, whose files are the caller's.
-func (c *Client) request(ctx context.Context, op string, body any, files []*os.File) (*wire.Frame, error) {
-	f := &wire.Frame{Op: op, Files: files}
+func (c *Client) request(ctx context.Context, op string, body any, files []*os.File) (_ *wire.Frame, err error) {
+	ctx, span := trace.Start(ctx, "call keeper "+op)
+	defer span.End(&err)
+	f := &wire.Frame{Op: op, Files: files, Trace: span.Parent().Traceparent}
 	if err := f.Encode(body); err != nil {
 		return nil, err
 	}
@@ -241,6 +244,7 @@ func (c *Client) request(ctx context.Context, op string, body any, files []*os.F
 			defer c.mu.Unlock()
 			return nil, c.err
 		}
+		span.Replay(a.Spans)
 		if err := a.Failure(); err != nil {
 			a.CloseFiles()
 			return nil, err
@@ -442,6 +446,8 @@ func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error)
 // called again. Where the keeper is lost meanwhile the kernel is asked (PIDFD_INFO_EXIT,
 // Linux 6.15; Exit.Known is false before).
 func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
+	ctx, span := trace.Start(ctx, "wait for process")
+	defer span.End(&err)
 	e.ask.Do(func() {
 		e.answered = make(chan struct{})
 		go func() { // it ends with the process, or with the client

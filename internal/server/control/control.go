@@ -15,6 +15,7 @@ import (
 
 	"github.com/orlop-io/orlop/api/orlop/v1/orlopv1connect"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/server/rpc"
 )
 
 // Options say what stands behind the API.
@@ -33,6 +34,7 @@ type Options struct {
 	UpgradeKeeper func(ctx context.Context, path string) (string, error)
 	// Fallback serves every other path (metrics, health); nil: not found.
 	Fallback http.Handler
+	Watch    *rpc.Watcher // nil: requests are neither measured nor traced
 	Log      *slog.Logger // nil: none
 }
 
@@ -143,13 +145,17 @@ func (i interceptor) admit(ctx context.Context, procedure string) error {
 
 // WrapUnary implements connect.Interceptor.
 func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := i.admit(ctx, req.Spec().Procedure); err != nil {
-			return nil, encodeError(err)
-		}
-		resp, err := next(ctx, req)
+	return func(ctx context.Context, req connect.AnyRequest) (resp connect.AnyResponse, err error) {
+		err = i.watched(ctx, req.Spec().Procedure, req.Header(), func(ctx context.Context) error {
+			if err := i.admit(ctx, req.Spec().Procedure); err != nil {
+				return encodeError(err)
+			}
+			var err error
+			resp, err = next(ctx, req)
+			return i.encode(req.Spec().Procedure, err)
+		})
 		if err != nil {
-			return nil, i.encode(req.Spec().Procedure, err)
+			return nil, err
 		}
 		return resp, nil
 	}
@@ -157,7 +163,7 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 
 // WrapStreamingHandler implements connect.Interceptor.
 func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+	handle := func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		if err := i.admit(ctx, conn.Spec().Procedure); err != nil {
 			return encodeError(err)
 		}
@@ -173,6 +179,9 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			err = errs.New(errs.Unavailable, "the daemon is stopping; containers go on")
 		}
 		return i.encode(conn.Spec().Procedure, err)
+	}
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		return i.watched(ctx, conn.Spec().Procedure, conn.RequestHeader(), func(ctx context.Context) error { return handle(ctx, conn) })
 	}
 }
 

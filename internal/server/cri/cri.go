@@ -21,6 +21,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/image"
 	"github.com/orlop-io/orlop/internal/pod"
+	"github.com/orlop-io/orlop/internal/server/rpc"
 )
 
 // Images is what the server needs of the domain of images; *image.Store is it.
@@ -50,6 +51,7 @@ type Options struct {
 	// Ready is closed once the daemon has taken stock; until then every request is
 	// unavailable.
 	Ready <-chan struct{}
+	Watch *rpc.Watcher // nil: requests are neither measured nor traced
 	Log   *slog.Logger
 }
 
@@ -81,7 +83,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(s.watchUnary, s.unary), grpc.ChainStreamInterceptor(s.watchStream, s.stream),
 	)
 	v1.RegisterRuntimeServiceServer(s.grpc, s)
 	v1.RegisterImageServiceServer(s.grpc, s)

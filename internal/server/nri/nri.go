@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/pod"
 )
 
@@ -102,9 +103,10 @@ func (s *Server) unsolicited(ctx context.Context, list []*api.ContainerUpdate) (
 }
 
 // Pod implements pod.Hooks.
-func (s *Server) Pod(ctx context.Context, h pod.HookEvent, p pod.HookedPod) error {
+func (s *Server) Pod(ctx context.Context, h pod.HookEvent, p pod.HookedPod) (err error) {
+	ctx, span := trace.Start(ctx, "plugins "+string(h)+" pod")
+	defer span.End(&err)
 	box := encodePod(p)
-	var err error
 	switch h {
 	case pod.HookRun:
 		err = s.plugins.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: box})
@@ -119,7 +121,9 @@ func (s *Server) Pod(ctx context.Context, h pod.HookEvent, p pod.HookedPod) erro
 }
 
 // Create implements pod.Hooks.
-func (s *Server) Create(ctx context.Context, p pod.HookedPod, c pod.HookedContainer) ([]byte, []pod.LimitsUpdate, error) {
+func (s *Server) Create(ctx context.Context, p pod.HookedPod, c pod.HookedContainer) (_ []byte, _ []pod.LimitsUpdate, err error) {
+	ctx, span := trace.Start(ctx, "plugins create container")
+	defer span.End(&err)
 	r, err := s.plugins.CreateContainer(ctx, &api.CreateContainerRequest{Pod: encodePod(p), Container: encodeContainer(c)})
 	if err != nil {
 		return nil, nil, refused(err)
@@ -136,9 +140,10 @@ func (s *Server) Create(ctx context.Context, p pod.HookedPod, c pod.HookedContai
 }
 
 // Container implements pod.Hooks.
-func (s *Server) Container(ctx context.Context, h pod.HookEvent, p pod.HookedPod, c pod.HookedContainer) ([]pod.LimitsUpdate, error) {
+func (s *Server) Container(ctx context.Context, h pod.HookEvent, p pod.HookedPod, c pod.HookedContainer) (_ []pod.LimitsUpdate, err error) {
+	ctx, span := trace.Start(ctx, "plugins "+string(h)+" container")
+	defer span.End(&err)
 	box, one := encodePod(p), encodeContainer(c)
-	var err error
 	switch h {
 	case pod.HookPostCreate:
 		err = s.plugins.PostCreateContainer(ctx, &api.PostCreateContainerRequest{Pod: box, Container: one})
@@ -161,7 +166,9 @@ func (s *Server) Container(ctx context.Context, h pod.HookEvent, p pod.HookedPod
 }
 
 // Update implements pod.Hooks.
-func (s *Server) Update(ctx context.Context, p pod.HookedPod, c pod.HookedContainer, limits *specs.LinuxResources) (*specs.LinuxResources, []pod.LimitsUpdate, error) {
+func (s *Server) Update(ctx context.Context, p pod.HookedPod, c pod.HookedContainer, limits *specs.LinuxResources) (_ *specs.LinuxResources, _ []pod.LimitsUpdate, err error) {
+	ctx, span := trace.Start(ctx, "plugins update container")
+	defer span.End(&err)
 	r, err := s.plugins.UpdateContainer(ctx, &api.UpdateContainerRequest{
 		Pod: encodePod(p), Container: encodeContainer(c), LinuxResources: api.FromOCILinuxResources(limits, nil),
 	})

@@ -21,6 +21,8 @@ type Options struct {
 	Ready func(context.Context) error
 	// Sources are read at each scrape.
 	Sources []Source
+	// Collectors are metrics that are kept elsewhere.
+	Collectors []prometheus.Collector
 }
 
 // Source is one gauge or counter, or a family of them, that a domain knows.
@@ -47,6 +49,7 @@ func New(o Options) http.Handler {
 	for _, s := range o.Sources {
 		reg.MustRegister(newCollector(s))
 	}
+	reg.MustRegister(o.Collectors...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })

@@ -242,6 +242,9 @@ func (s *state) run(o *plan.Op) *fail {
 		return nil
 	case plan.Hook:
 		return s.hook(o.N, o.S)
+	case plan.Clock:
+		clock(n(0))
+		return nil
 	case plan.Files:
 		return s.files(o.N)
 	case plan.Gate:

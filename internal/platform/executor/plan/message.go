@@ -31,8 +31,30 @@ const (
 	MsgWarn    = 'w' // child: text of a warning
 	MsgConsole = 'c' // child: a terminal's master comes with it
 	MsgFail    = 'f' // child: a Failure
+	MsgClock   = 't' // child: what EncodeClock makes
 	MsgCrossed = 'p' // child: the first word of a process that package tiny has cloned
 )
+
+// EncodeClock returns the message of operation Clock: its number, and the time in
+// nanoseconds since 1970.
+func EncodeClock(n uint64, nanoseconds int64) (m [10]byte) {
+	m[0], m[1] = MsgClock, byte(n)
+	for i := range 8 {
+		m[2+i] = byte(nanoseconds >> (8 * i))
+	}
+	return m
+}
+
+// DecodeClock reads the message, and returns false if it is not one.
+func DecodeClock(m []byte) (n uint64, nanoseconds int64, ok bool) {
+	if len(m) != 10 || m[0] != MsgClock {
+		return 0, 0, false
+	}
+	for i := range 8 {
+		nanoseconds |= int64(m[2+i]) << (8 * i)
+	}
+	return uint64(m[1]), nanoseconds, true
+}
 
 // SocketFD is the child's end of the socket. Descriptors from FirstFD on are those that
 // the plan speaks of.

@@ -80,6 +80,7 @@ const (
 	Chdir        // N: make it if missing, it is the last try. S: path
 	NoNewPrivs
 	Lookup  // S: file, PATH, for the exec that follows
+	Clock   // N: a number. Tells the parent the time, with the number; only before the gate
 	Files   // N: fds that become 3, 4, … of the program
 	Gate    // N: fd of a FIFO, or nothing. Tells the parent that all is ready, and waits
 	Listen  // N: fd of a socket's name, or of a connected socket, which. S: path for errors, what goes with the listener's descriptor
@@ -110,7 +111,7 @@ var Names = [...]string{
 	OOMScore: "set oom_score_adj", Rlimit: "set rlimit", RaiseLimit: "raise rlimit", Keyring: "join session keyring", Personality: "set personality",
 	Scheduler: "set scheduler", IOPriority: "set I/O priority", Affinity: "set CPU affinity to", MemoryPolicy: "set memory policy", Attribute: "apply", Home: "look up home directory", Umask: "set umask",
 	Bounding: "drop capabilities from the bounding set", User: "change user", Caps: "set capabilities", Chdir: "change to working directory",
-	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Files: "pass extra files", Gate: "wait at the gate", Listen: "connect to seccomp listener", Seccomp: "install seccomp filter",
+	NoNewPrivs: "set no_new_privs", Lookup: "find executable", Clock: "tell the time", Files: "pass extra files", Gate: "wait at the gate", Listen: "connect to seccomp listener", Seccomp: "install seccomp filter",
 	Exec: "execute", Pause: "pause",
 }
 

@@ -32,6 +32,13 @@ func TestCodec(t *testing.T) {
 			t.Errorf("prepared for %d: %+v", errno, got)
 		}
 	}
+	m := EncodeClock(7, 1<<62+12345)
+	if n, at, ok := DecodeClock(m[:]); n != 7 || at != 1<<62+12345 || !ok {
+		t.Errorf("a time: %d %d %v", n, at, ok)
+	}
+	if _, _, ok := DecodeClock(m[:9]); ok {
+		t.Error("half a time is one")
+	}
 	if got, ok := DecodeFailure(f.Encode()); !ok || got != f {
 		t.Errorf("got %v, %v", got, ok)
 	}
@@ -63,5 +70,6 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 		DecodeFailure(b)
+		DecodeClock(b)
 	})
 }

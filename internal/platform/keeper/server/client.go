@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/keeper/wire"
 )
@@ -165,6 +166,7 @@ func (s *Server) greet(c *client) error {
 // answer carries out one request. A panic ends that request only.
 func (s *Server) answer(ctx context.Context, c *client, f *frame, op operation) {
 	a := &frame{ID: f.ID}
+	ctx, times := trace.Record(ctx, "keeper "+f.Op, trace.Parent{Traceparent: f.Trace})
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("a request panicked", "op", f.Op, "panic", p, "stack", string(debug.Stack()))
@@ -175,7 +177,7 @@ func (s *Server) answer(ctx context.Context, c *client, f *frame, op operation) 
 		c.reply(a)
 	}()
 	reply, files, err := s.carryOut(ctx, c, f, op)
-	a.Files = files
+	a.Files, a.Spans = files, times.Timings(err)
 	if err == nil && reply != nil {
 		err = a.Encode(reply)
 	}

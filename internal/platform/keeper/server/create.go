@@ -14,6 +14,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
@@ -140,11 +141,17 @@ func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record boo
 		return nil, err
 	}
 	faultCreateIntent.Hit()
-	if err := c.openStreams(); err != nil {
+	_, step := trace.Start(ctx, "keeper streams")
+	err = c.openStreams()
+	step.End(&err)
+	if err != nil {
 		return nil, err
 	}
 	faultCreateStreams.Hit()
-	if c.group, err = s.cg.Create(spec.Cgroup, res); err != nil {
+	_, step = trace.Start(ctx, "keeper cgroup")
+	c.group, err = s.cg.Create(spec.Cgroup, res)
+	step.End(&err)
+	if err != nil {
 		return nil, err
 	}
 	faultCreateGroup.Hit()

@@ -8,7 +8,7 @@
 //	4  uint16, little-endian   length of the head, at most MaxHead
 //	6  uint8                   number of descriptors, at most MaxFiles
 //	7  uint8                   zero
-//	8  head                    one JSON object: id, op, err, kind
+//	8  head                    one JSON object: id, op, err, kind, trace, spans
 //	   body                    one JSON value, or nothing
 //
 // The body is apart from the head so that a large one (a specification) is scanned only
@@ -33,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 )
 
 const (
@@ -57,6 +58,11 @@ type Frame struct {
 	Op   string `json:"op,omitempty"`   // of requests and events
 	Err  string `json:"err,omitempty"`  // of answers
 	Kind string `json:"kind,omitempty"` // the error's kind
+
+	// Trace is the client's span, as a W3C traceparent: the answer is to bring the times
+	// of what was done. Spans are these. A peer that knows neither leaves them out.
+	Trace string         `json:"trace,omitempty"`
+	Spans []trace.Timing `json:"spans,omitempty"`
 
 	Body []byte `json:"-"` // JSON
 	// Files are the receiver's to close.
@@ -147,6 +153,11 @@ func (c *Conn) SetSendTimeout(d time.Duration) { c.timeout = d }
 // Send sends the frame. Its files stay the caller's.
 func (c *Conn) Send(f *Frame) error {
 	head, err := json.Marshal(f)
+	if err == nil && len(head) > MaxHead && len(f.Spans) > 0 { // what matters comes first
+		short := *f
+		short.Spans = nil
+		head, err = json.Marshal(&short)
+	}
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/trace"
 )
 
 func pair(t testing.TB) (a, b *Conn) {
@@ -71,6 +72,18 @@ func TestFrames(t *testing.T) {
 			}
 		}
 		got.CloseFiles()
+	}
+	// Times of a trace travel in the head; where it would be too long they stay behind.
+	for _, many := range []int{3, 10_000} {
+		f := &Frame{ID: 5, Op: "run", Trace: "00-x", Spans: make([]trace.Timing, many)}
+		for i := range f.Spans {
+			f.Spans[i] = trace.Timing{Name: "step", Parent: -1}
+		}
+		go a.Send(f)
+		got, err := b.Receive()
+		if err != nil || got.Op != "run" || got.Trace != f.Trace || len(got.Spans) != many%10_000 {
+			t.Errorf("%d spans: %v %+v", many, err, got)
+		}
 	}
 	e := &Frame{ID: 4}
 	e.Fail(errs.New(errs.InUse, "%s", strings.Repeat("long ", 100_000)))
