@@ -105,7 +105,11 @@ type Image struct {
 	MaxFiles      int64      `yaml:"maxFiles"`      // entries in one image
 	Parallel      int        `yaml:"parallel"`      // layers fetched at once
 	Registries    []Registry `yaml:"registries"`
-	DockerConfig  string     `yaml:"dockerConfig"` // "": $DOCKER_CONFIG, else /root/.docker
+	// HostsDirs have a directory for each registry host with its mirrors and
+	// certificates in the form of containerd (hosts.toml) or Docker (*.crt). The first
+	// one that has the host is taken. They are read at every pull.
+	HostsDirs    []string `yaml:"hostsDirs"`
+	DockerConfig string   `yaml:"dockerConfig"` // "": $DOCKER_CONFIG, else /root/.docker
 }
 
 // Registry is one registry host's settings.
@@ -161,6 +165,7 @@ func Default() Config {
 			MaxImageBytes: 64 << 30,
 			MaxFiles:      4_000_000,
 			Parallel:      4,
+			HostsDirs:     []string{"/etc/orlop/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
 		},
 		Network: Network{IPv4Block: "10.115.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
 		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
@@ -293,6 +298,9 @@ func (c *Config) Validate() error {
 	check(c.Image.MaxImageBytes > 0, "image.maxImageBytes: must be above 0")
 	check(c.Image.MaxFiles > 0, "image.maxFiles: must be above 0")
 	check(c.Image.Parallel >= 1 && c.Image.Parallel <= 64, "image.parallel: must be 1 to 64")
+	for _, d := range c.Image.HostsDirs {
+		check(filepath.IsAbs(d), "image.hostsDirs: %q must be an absolute path", d)
+	}
 	for i, r := range c.Image.Registries {
 		check(r.Host != "", "image.registries[%d].host: is missing", i)
 	}

@@ -18,7 +18,8 @@ import (
 // Manifest fetches the manifest or index of that tag or digest, of at most limit
 // bytes. What came by digest is verified.
 func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int64) (data []byte, mediaType string, err error) {
-	err = r.each(ctx, func(e *endpoint) error {
+	byTag := digest.Digest(ref).Validate() != nil
+	err = r.each(ctx, byTag, func(e *endpoint) error {
 		resp, err := e.get(ctx, "manifests/"+ref, http.Header{"Accept": {accept}}, http.StatusOK)
 		if err != nil {
 			return err
@@ -37,7 +38,7 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 		}
 		got := digest.FromBytes(data)
 		want := digest.Digest(ref)
-		if want.Validate() != nil {
+		if byTag {
 			want = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 		}
 		if want.Validate() == nil && want.Algorithm() == digest.SHA256 && want != got {
@@ -51,10 +52,14 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 
 // each tries the endpoints in order until one succeeds: mirrors once, and not
 // again for this repository when one was out of reach, the registry a few times.
-func (r *Repository) each(ctx context.Context, try func(*endpoint) error) error {
+// What a tag means is asked of those only that may say so.
+func (r *Repository) each(ctx context.Context, byTag bool, try func(*endpoint) error) error {
 	var all []error
 	for i, e := range r.endpoints {
 		var err error
+		if !e.pull || byTag && !e.resolve {
+			continue
+		}
 		if i < len(r.endpoints)-1 {
 			if e.down.Load() {
 				continue
@@ -72,7 +77,10 @@ func (r *Repository) each(ctx context.Context, try func(*endpoint) error) error 
 		}
 		all = append(all, err)
 	}
-	if len(all) == 1 {
+	switch len(all) {
+	case 0:
+		return errs.New(errs.Invalid, "no host that is configured for %s may be asked for it; one needs the capabilities pull and resolve in hosts.toml", r.name)
+	case 1:
 		return all[0]
 	}
 	last := all[len(all)-1] // the registry's own answer decides the kind
@@ -125,12 +133,12 @@ const maxRetryAfter = 30 * time.Second
 // get asks the endpoint for something of the repository. Every status but those
 // wanted is an error.
 func (e *endpoint) get(ctx context.Context, what string, header http.Header, want ...int) (*http.Response, error) {
-	client, scheme, err := e.connect(ctx)
+	client, scheme, err := e.connect(ctx, what)
 	if err != nil {
 		return nil, classify(err, e.host)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+e.host+"/v2/"+e.prefix+e.repo+"/"+what, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(scheme, what).String(), nil)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -237,7 +245,7 @@ const maxBroken = 100
 const progressBytes = 1 << 20
 
 func (b *blob) open() error {
-	return b.r.each(b.ctx, func(e *endpoint) error {
+	return b.r.each(b.ctx, false, func(e *endpoint) error {
 		header := http.Header{}
 		want := []int{http.StatusOK}
 		if b.off > 0 {
