@@ -168,7 +168,7 @@ func (s *Store) importOne(ctx context.Context, from candidate, want platform, pr
 	if err := s.assemble(ctx, c, &rec, from.open, progress); err != nil {
 		return Image{}, err
 	}
-	if err := s.record(rec, from.names, rec.Manifest.Digest); err != nil {
+	if err := s.record(rec, from.names, rec.Manifest.Digest, nil); err != nil {
 		return Image{}, err
 	}
 	return s.Resolve(ctx, rec.ID.String())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -48,6 +49,46 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 		return nil
 	})
 	return data, mediaType, err
+}
+
+// Referrers fetches the index of what refers to the manifest of that digest
+// (distribution-spec 1.1, listing referrers), of at most limit bytes: by the API, and
+// by the tag that stands for it where a registry does not have the API.
+func (r *Repository) Referrers(ctx context.Context, d digest.Digest, limit int64) (data []byte, err error) {
+	err = r.each(ctx, false, func(e *endpoint) error {
+		resp, err := e.get(ctx, "referrers/"+d.String(), http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+			http.StatusOK, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			resp.Body.Close()
+			return errs.New(errs.NotFound, "%s has no list of referrers: %s", e.host, resp.Status)
+		}
+		body := r.c.watch(resp)
+		defer body.Close()
+		if data, err = io.ReadAll(io.LimitReader(body, limit+1)); err != nil {
+			return classify(err, e.host)
+		}
+		if int64(len(data)) > limit {
+			return errs.New(errs.Invalid, "%s: the list of referrers is larger than %d bytes", e.host, limit)
+		}
+		return nil
+	})
+	if errors.Is(err, errs.NotFound) {
+		data, _, err = r.Manifest(ctx, d.Algorithm().String()+"-"+d.Encoded(), ocispec.MediaTypeImageIndex, limit)
+	}
+	return data, err
+}
+
+// Apart returns the repository at each of its places alone, in the order in which
+// they are asked.
+func (r *Repository) Apart() []*Repository {
+	var all []*Repository
+	for _, e := range r.endpoints {
+		all = append(all, &Repository{c: r.c, name: r.name, endpoints: []*endpoint{e}})
+	}
+	return all
 }
 
 // each tries the endpoints in order until one succeeds: mirrors once, and not
