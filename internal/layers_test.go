@@ -30,7 +30,7 @@ func layer(path string) (rank int, name, domain string) {
 		switch part[1] {
 		case "server":
 			return 4, "servers", ""
-		case "pod", "image", "network", "volume", "object", "backup":
+		case "pod", "image", "network", "volume", "object", "backup", "migrate":
 			return 3, "domains", part[1]
 		case "platform":
 			return 2, "platform", ""

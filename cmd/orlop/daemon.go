@@ -171,6 +171,12 @@ func runDaemon(ctx context.Context, c config.Config, log *slog.Logger) error {
 		close(ready)
 		sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 		log.Info("ready", "socket", c.Control.Socket, "after", time.Since(begin).Round(time.Millisecond))
+		if c.Image.GC.Enabled { // what is in use is known from here on
+			g.Go(func() error {
+				h.collectImages(ctx)
+				return nil
+			})
+		}
 		return h.pods.Run(h.traced(ctx))
 	})
 	g.Go(func() error {

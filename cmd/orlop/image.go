@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -288,47 +289,15 @@ directory). Prints ID and names of each.`,
 				}
 			}
 		}
-		stream := a.client().images.Import(cmd.Context())
-		defer stream.CloseResponse()
-		sent := make(chan error, 1)
-		go func() {
-			err := stream.Send(&orlopv1.ImportImageRequest{Message: &orlopv1.ImportImageRequest_Start_{Start: start}})
-			if err == nil && data != nil {
-				err = sendChunks(data, func(b []byte) error {
-					return stream.Send(&orlopv1.ImportImageRequest{Message: &orlopv1.ImportImageRequest_Data{Data: b}})
-				})
-			}
-			var read *readError
-			if errors.As(err, &read) {
-				sent <- err
-				stream.CloseResponse()
-				return
-			}
-			stream.CloseRequest()
-			sent <- nil
-		}()
 		p := newProgress(cmd.ErrOrStderr())
-		var images []*orlopv1.Image
-		for {
-			m, err := stream.Receive()
-			if err != nil {
-				p.end()
-				select {
-				case readErr := <-sent:
-					if readErr != nil {
-						return readErr
-					}
-				default:
-				}
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				return err
+		images, err := a.importImages(cmd.Context(), start, data, func(l *orlopv1.LayerProgress) {
+			if !quiet {
+				p.update(l)
 			}
-			if m.GetProgress() != nil && !quiet {
-				p.update(m.GetProgress())
-			}
-			images = append(images, m.GetImages().GetImages()...)
+		})
+		p.end()
+		if err != nil {
+			return err
 		}
 		for _, i := range images {
 			fmt.Fprintln(cmd.OutOrStdout(), strings.TrimRight(i.Id+" "+strings.Join(i.Names, " "), " "))
@@ -336,6 +305,51 @@ directory). Prints ID and names of each.`,
 		return nil
 	}
 	return cmd
+}
+
+// importImages has the daemon import what start says, or the archive data if it is
+// not nil.
+func (a *app) importImages(ctx context.Context, start *orlopv1.ImportImageRequest_Start, data io.Reader, progress func(*orlopv1.LayerProgress)) ([]*orlopv1.Image, error) {
+	stream := a.client().images.Import(ctx)
+	defer stream.CloseResponse()
+	sent := make(chan error, 1)
+	go func() {
+		err := stream.Send(&orlopv1.ImportImageRequest{Message: &orlopv1.ImportImageRequest_Start_{Start: start}})
+		if err == nil && data != nil {
+			err = sendChunks(data, func(b []byte) error {
+				return stream.Send(&orlopv1.ImportImageRequest{Message: &orlopv1.ImportImageRequest_Data{Data: b}})
+			})
+		}
+		var read *readError
+		if errors.As(err, &read) {
+			sent <- err
+			stream.CloseResponse()
+			return
+		}
+		stream.CloseRequest()
+		sent <- nil
+	}()
+	var images []*orlopv1.Image
+	for {
+		m, err := stream.Receive()
+		if err != nil {
+			select {
+			case readErr := <-sent:
+				if readErr != nil {
+					return nil, readErr
+				}
+			default:
+			}
+			if errors.Is(err, io.EOF) {
+				return images, nil
+			}
+			return nil, err
+		}
+		if m.GetProgress() != nil {
+			progress(m.GetProgress())
+		}
+		images = append(images, m.GetImages().GetImages()...)
+	}
 }
 
 // readError is a fault of what is read here, not of the stream.

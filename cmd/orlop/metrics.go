@@ -49,6 +49,14 @@ func (h *host) sources() []web.Source {
 			put(float64(len(list)))
 			return err
 		}},
+		{Name: "images_collected_total", Help: "Images removed because the disk was full.", Counter: true, Read: func(ctx context.Context, put put) error {
+			put(float64(h.images.Collected().Images))
+			return nil
+		}},
+		{Name: "images_collected_bytes_total", Help: "Bytes freed by removing images because the disk was full.", Counter: true, Read: func(ctx context.Context, put put) error {
+			put(float64(h.images.Collected().FreedBytes))
+			return nil
+		}},
 		{Name: "network_endpoints", Help: "Pods with an address.", Read: func(ctx context.Context, put put) error {
 			put(float64(len(h.network.List())))
 			return nil

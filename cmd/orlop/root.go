@@ -55,7 +55,7 @@ interrupted. orlop exec and orlop attach pass on the code of the process.`,
 	add("pods", a.applyCommand(), a.deleteCommand(), a.psCommand(), a.inspectCommand(), a.logsCommand(), a.execCommand(),
 		a.attachCommand(), a.cpCommand(), a.portForwardCommand(), a.eventsCommand(), a.statsCommand())
 	add("storage", a.imageCommand(), a.volumeCommand(), a.configsCommand("configmap"), a.configsCommand("secret"))
-	add("host", newDaemonCommand(), newConfigCommand(), a.systemCommand(), a.versionCommand(), newManCommand())
+	add("host", newDaemonCommand(), newConfigCommand(), a.systemCommand(), a.migrateCommand(), a.versionCommand(), newManCommand())
 
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
 	root.InitDefaultCompletionCmd()

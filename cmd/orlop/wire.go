@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -113,6 +115,11 @@ func (i podImages) Find(ctx context.Context, ref string) (_ pod.Image, err error
 	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
 }
 
+func (i podImages) Use(ctx context.Context, ref string) (pod.Image, error) {
+	img, err := i.Store.Use(ctx, ref)
+	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
+}
+
 func (i podImages) Pull(ctx context.Context, ref string, credentials map[string]pod.Credential) (pod.Image, error) {
 	o := image.PullOptions{}
 	if name, err := image.ParseName(ref); err == nil {
@@ -140,6 +147,25 @@ func (i podImages) Layers(ctx context.Context, id string) (dirs []string, releas
 		return nil, nil, err
 	}
 	return dirs, release, nil
+}
+
+// collectImages removes images where the disk is full, until ctx ends, and tells of
+// it by events.
+func (h *host) collectImages(ctx context.Context) {
+	gc := h.config.Image.GC
+	h.images.CollectAlways(ctx, func() func(digest.Digest) bool {
+		used := h.pods.UsedImages()
+		return func(id digest.Digest) bool { return used[id.String()] }
+	}, func(c image.Collection) {
+		if len(c.Names) > 0 {
+			h.pods.Note(false, "ImagesRemoved", fmt.Sprintf("the disk of %s was %d%% full: removed %s, which were used least, and %d MB with them; it is %d%% full now",
+				h.config.Root, c.BeforePercent, strings.Join(c.Names, ", "), c.FreedBytes/1e6, c.AfterPercent))
+		}
+		if c.Short {
+			h.pods.Note(true, "DiskFull", fmt.Sprintf("the disk of %s is %d%% full, above image.gc.lowPercent (%d), and no other image may be removed: they are in use, pinned, made or imported here, or were used within %s",
+				h.config.Root, c.AfterPercent, gc.LowPercent, gc.MinAge))
+		}
+	})
 }
 
 type podNetwork struct {

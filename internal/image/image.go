@@ -138,7 +138,7 @@ func (s *Store) Tag(ctx context.Context, nameOrID, name string) error {
 	if err != nil {
 		return err
 	}
-	to := nameRecord{r.ID, r.Manifest.Digest}
+	to := nameRecord{ID: r.ID, Manifest: r.Manifest.Digest}
 	if err := s.db.names.Put(n.tagged(), to); err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func (s *Store) importOne(ctx context.Context, from candidate, want platform, pr
 	if err := s.assemble(ctx, c, &rec, from.open, progress); err != nil {
 		return Image{}, err
 	}
-	if err := s.record(rec, from.names, rec.Manifest.Digest); err != nil {
+	if err := s.record(rec, from.names, rec.Manifest.Digest, nil); err != nil {
 		return Image{}, err
 	}
 	return s.Resolve(ctx, rec.ID.String())
@@ -228,7 +228,7 @@ func ociCandidates(src source, index []byte, want platform) ([]candidate, error)
 		if err != nil {
 			return nil, err
 		}
-		name, err := annotatedName(d.Annotations)
+		name, err := annotatedName(d)
 		if err != nil {
 			return nil, err
 		}
@@ -296,8 +296,10 @@ func readBlob(src source, d ocispec.Descriptor, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// annotatedName returns the full name that the annotations of an index entry give.
-func annotatedName(a map[string]string) (string, error) {
+// annotatedName returns the full name that the annotations of an index entry give. A
+// name by digest is one if it is that of the entry.
+func annotatedName(d ocispec.Descriptor) (string, error) {
+	a := d.Annotations
 	s := a["io.containerd.image.name"]
 	if s == "" {
 		// The OCI annotation is a full name with some tools and a bare tag with others.
@@ -308,6 +310,9 @@ func annotatedName(a map[string]string) (string, error) {
 	n, err := ParseName(s)
 	if err != nil {
 		return "", err
+	}
+	if n.Tag == "" && n.Digest == d.Digest {
+		return n.digested(n.Digest), nil
 	}
 	return n.tagged(), nil
 }

@@ -359,6 +359,7 @@ func (s *Store) Hold(id digest.Digest) (release func(), err error) {
 		return nil, notHere(id.String())
 	}
 	s.st.holds[id]++
+	s.touch(id)
 	held := true
 	return func() {
 		s.mu.Lock()

@@ -135,7 +135,7 @@ func (s *Store) pack(ctx context.Context, o PackOptions) (Image, error) {
 	if err := s.assemble(ctx, c, &rec, nil, nil); err != nil {
 		return Image{}, err
 	}
-	if err := s.record(rec, []string{name.tagged()}, rec.Manifest.Digest); err != nil {
+	if err := s.record(rec, []string{name.tagged()}, rec.Manifest.Digest, nil); err != nil {
 		return Image{}, err
 	}
 	return s.Resolve(ctx, rec.ID.String())

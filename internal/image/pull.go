@@ -9,6 +9,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/trace"
+	"github.com/orlop-io/orlop/internal/image/policy"
 	"github.com/orlop-io/orlop/internal/image/registry"
 )
 
@@ -61,7 +62,10 @@ const (
 // that are here are not fetched again, and layers that another pull is fetching
 // are waited for. If it fails or is cancelled, nothing of it is left.
 //
-// Errors: errs.Invalid for a bad name or a hostile image, errs.NotFound,
+// The image must be allowed by image.policy: what is to be signed is verified before
+// anything of it is fetched, by the digest that is then run.
+//
+// Errors: a Refusal, errs.Invalid for a bad name or a hostile image, errs.NotFound,
 // errs.Unauthenticated, errs.PermissionDenied, errs.Unavailable for a registry
 // out of reach, errs.Corrupt for content that is not what its digest says,
 // errs.ResourceExhausted for an image above the limits.
@@ -90,6 +94,10 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 	if err != nil {
 		return Image{}, err
 	}
+	rule := s.policy.Rule(n.Host + "/" + n.Repository)
+	if rule.Action == policy.Reject {
+		return Image{}, refuse(rule, "it is rejected")
+	}
 	repo, err := s.regs.Repository(n.Host, n.Repository, o.Auth.config())
 	if err != nil {
 		return Image{}, err
@@ -103,6 +111,13 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 	span.End(&err)
 	if err != nil {
 		return Image{}, err
+	}
+	var signed []policy.Signed
+	if rule.Action == policy.SignedBy {
+		// A signature of the index is one of all its images, which it names by digest.
+		if signed, err = s.verify(ctx, repo, rule, n, top, doc.digest()); err != nil {
+			return Image{}, err
+		}
 	}
 	c := s.newClaims()
 	defer c.release()
@@ -143,7 +158,7 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 	if n.Digest == "" {
 		names = append(names, n.tagged())
 	}
-	if err := s.record(rec, names, rec.Manifest.Digest); err != nil {
+	if err := s.record(rec, names, rec.Manifest.Digest, signed); err != nil {
 		return Image{}, err
 	}
 	return s.Resolve(ctx, rec.ID.String())

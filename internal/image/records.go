@@ -6,6 +6,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/orlop-io/orlop/internal/base/store"
+	"github.com/orlop-io/orlop/internal/image/policy"
 )
 
 // The records of the durable state file (docs/design/images.md). Buckets:
@@ -13,6 +14,7 @@ import (
 //	image.images  image ID → imageRecord
 //	image.names   full name or repository@digest → nameRecord
 //	image.layers  layer key → layerRecord
+//	image.used    image ID → when it was used last, some minutes late
 
 // imageRecord is an image by its configuration's digest. Several manifests may
 // share one configuration (the same layers compressed otherwise).
@@ -63,6 +65,9 @@ type nameRecord struct {
 	ID digest.Digest
 	// Manifest is the manifest of the image that the name was given for.
 	Manifest digest.Digest
+	// Signed are the signatures that were found right when the image was pulled by
+	// this name; none where none were asked for.
+	Signed []policy.Signed `json:",omitempty"`
 }
 
 // layerRecord is one unpacked layer.
@@ -85,6 +90,7 @@ type buckets struct {
 	images store.Bucket[imageRecord]
 	names  store.Bucket[nameRecord]
 	layers store.Bucket[layerRecord]
+	used   store.Bucket[time.Time]
 }
 
 func openBuckets(db *store.DB) (b buckets, err error) {
@@ -92,6 +98,9 @@ func openBuckets(db *store.DB) (b buckets, err error) {
 		return b, err
 	}
 	if b.names, err = store.NewBucket[nameRecord](db, "image.names"); err != nil {
+		return b, err
+	}
+	if b.used, err = store.NewBucket[time.Time](db, "image.used"); err != nil {
 		return b, err
 	}
 	b.layers, err = store.NewBucket[layerRecord](db, "image.layers")

@@ -12,7 +12,7 @@ type registries = *registry.Client
 
 func newRegistries(c config.Image, log *slog.Logger) (registries, error) {
 	return registry.New(registry.Options{
-		Registries: c.Registries, DockerConfig: c.DockerConfig, Parallel: c.Parallel, Log: log,
+		Registries: c.Registries, HostsDirs: c.HostsDirs, DockerConfig: c.DockerConfig, Parallel: c.Parallel, Log: log,
 	})
 }
 

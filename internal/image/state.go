@@ -10,12 +10,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/store"
+	"github.com/orlop-io/orlop/internal/image/policy"
 	"github.com/orlop-io/orlop/internal/platform/ext4"
 )
 
@@ -37,7 +39,11 @@ type state struct {
 	names  map[string]nameRecord
 	layers map[layerKey]*layer
 	blobs  map[digest.Digest]*blob
-	holds  map[digest.Digest]int // of images
+	holds  map[digest.Digest]int       // of images
+	used   map[digest.Digest]time.Time // when images were used last
+	// usedChanged: used is newer than its records.
+	usedChanged bool
+	collected   CollectStats
 }
 
 // layer is an unpacked layer, or one that could be unpacked again.
@@ -94,6 +100,9 @@ func (s *Store) load(ctx context.Context) error {
 		s.st.images[r.ID] = r
 	}
 	s.st.holds = make(map[digest.Digest]int)
+	if err := s.loadUsed(); err != nil {
+		return err
+	}
 	if err := s.loadBlobs(); err != nil {
 		return err
 	}
@@ -102,6 +111,24 @@ func (s *Store) load(ctx context.Context) error {
 	}
 	_, err = s.sweep(nil)
 	return err
+}
+
+// loadUsed reads when images were used last; one that has no record counts as used
+// now.
+func (s *Store) loadUsed() error {
+	records, err := s.db.used.All()
+	if err != nil {
+		return err
+	}
+	s.st.used = make(map[digest.Digest]time.Time, len(s.st.images))
+	for id := range s.st.images {
+		if at, ok := records[id.String()]; ok {
+			s.st.used[id] = at
+		} else {
+			s.touch(id)
+		}
+	}
+	return nil
 }
 
 // makeDirs makes the store's directories where they are missing, durably: a blob's
@@ -373,7 +400,8 @@ func newDirName(layers map[layerKey]*layer) string {
 
 // record makes the image and its names durable: everything that it reaches is on
 // the disk (but unpacked layers, see layerRecord.Durable) before its record is.
-func (s *Store) record(img imageRecord, names []string, manifest digest.Digest) error {
+// signed are the signatures by which the names were verified.
+func (s *Store) record(img imageRecord, names []string, manifest digest.Digest, signed []policy.Signed) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if err := atomicfile.SyncDir(s.dir("blobs/sha256")); err != nil {
@@ -406,7 +434,7 @@ func (s *Store) record(img imageRecord, names []string, manifest digest.Digest) 
 			return err
 		}
 		for _, n := range names {
-			if err := s.db.names.PutTx(tx, n, nameRecord{img.ID, manifest}); err != nil {
+			if err := s.db.names.PutTx(tx, n, nameRecord{img.ID, manifest, signed}); err != nil {
 				return err
 			}
 		}
@@ -418,8 +446,9 @@ func (s *Store) record(img imageRecord, names []string, manifest digest.Digest) 
 	faultRecorded.Hit()
 	s.mu.Lock()
 	s.st.images[img.ID] = img
+	s.touch(img.ID)
 	for _, n := range names {
-		s.st.names[n] = nameRecord{img.ID, manifest}
+		s.st.names[n] = nameRecord{img.ID, manifest, signed}
 	}
 	for k := range fresh {
 		s.st.layers[k].saved = true

@@ -16,6 +16,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/config"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/store"
+	"github.com/orlop-io/orlop/internal/image/policy"
 )
 
 // Options say where a Store lives and what bounds it.
@@ -51,6 +52,7 @@ type Store struct {
 	flights flights
 	durable syncer
 	regs    registries
+	policy  *policy.Policy
 }
 
 // Open opens the store, making it where it is missing, and removes what a crash
@@ -71,6 +73,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.regs, err = newRegistries(o.Config, o.Log); err != nil {
 		return nil, err
 	}
+	if s.policy, err = policy.New(o.Config.Policy); err != nil {
+		return nil, err
+	}
 	if err := s.load(ctx); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
 	}
@@ -79,12 +84,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close waits for background work (making layers durable). The DB stays open.
+// Close waits for background work (making layers durable, when images were used). The DB stays open.
 // No method may be running or be called afterwards.
 func (s *Store) Close() error {
 	s.stopSyncer()
 	s.regs.Close()
-	return nil
+	return s.saveUsed()
 }
 
 // Usage returns the disk space and the number of files that the store takes.

@@ -67,7 +67,7 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	if err != nil {
 		return "", err
 	}
-	img, err := d.p.o.Images.Find(ctx, c.Image)
+	img, err := d.p.o.Images.Use(ctx, c.Image)
 	if err != nil {
 		return "", err
 	}
@@ -382,7 +382,7 @@ func checkPropagation(path, want string) error {
 
 // imageMount shows an image's files, read-only, and returns where.
 func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID, i int, b Bind, dry bool) (string, error) {
-	img, err := d.p.o.Images.Find(ctx, b.Image)
+	img, err := d.p.o.Images.Use(ctx, b.Image)
 	if err != nil {
 		return "", err
 	}

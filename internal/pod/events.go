@@ -93,6 +93,12 @@ func (e *events) after(seq uint64) (list []Event, next uint64, more <-chan struc
 	return list, e.next, e.changed
 }
 
+// Note records an event of the node itself, which belongs to no pod and is shown in
+// every namespace.
+func (p *Pods) Note(warning bool, reason, message string) {
+	p.events.add(Event{Warning: warning, Reason: reason, Message: message})
+}
+
 // Events calls fn for every event that the filter lets through, oldest first, and
 // with Watch goes on until ctx ends or fn returns an error, which is returned.
 func (p *Pods) Events(ctx context.Context, f EventFilter, fn func(Event) error) error {
@@ -100,7 +106,7 @@ func (p *Pods) Events(ctx context.Context, f EventFilter, fn func(Event) error) 
 	for {
 		list, next, more := p.events.after(seq)
 		for _, ev := range list {
-			if f.Namespace != "" && ev.Pod.Namespace != f.Namespace || f.Pod != "" && ev.Pod.Name != f.Pod || ev.At.Before(f.Since) {
+			if f.Namespace != "" && ev.Pod != (Key{}) && ev.Pod.Namespace != f.Namespace || f.Pod != "" && ev.Pod.Name != f.Pod || ev.At.Before(f.Since) {
 				continue
 			}
 			if err := fn(ev); err != nil {

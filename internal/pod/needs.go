@@ -22,6 +22,9 @@ type Credential struct{ Username, Password string }
 type Images interface {
 	// Find returns a local image, or errs.NotFound.
 	Find(ctx context.Context, ref string) (Image, error)
+	// Use returns a local image that is to be run. errs.NotFound: it is not here, or must
+	// be pulled again to be verified; errs.PermissionDenied: it may not be run.
+	Use(ctx context.Context, ref string) (Image, error)
 	// Pull fetches it. With credentials, each is tried for its registry host.
 	Pull(ctx context.Context, ref string, credentials map[string]Credential) (Image, error)
 	// Layers returns the directories to overlay, topmost first, and holds the image

@@ -13,7 +13,7 @@ import (
 // image returns the container's image, pulling it where its policy says so.
 func (w *worker) image(ctx context.Context, spec *Spec, c *Container) (Image, error) {
 	if c.PullPolicy != PullAlways {
-		img, err := w.p.o.Images.Find(ctx, c.Image)
+		img, err := w.p.o.Images.Use(ctx, c.Image)
 		if err == nil {
 			return img, nil
 		}

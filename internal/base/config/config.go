@@ -128,7 +128,43 @@ type Image struct {
 	MaxFiles      int64      `yaml:"maxFiles"`      // entries in one image
 	Parallel      int        `yaml:"parallel"`      // layers fetched at once
 	Registries    []Registry `yaml:"registries"`
-	DockerConfig  string     `yaml:"dockerConfig"` // "": $DOCKER_CONFIG, else /root/.docker
+	// HostsDirs have a directory for each registry host with its mirrors and
+	// certificates in the form of containerd (hosts.toml) or Docker (*.crt). The first
+	// one that has the host is taken. They are read at every pull.
+	HostsDirs    []string    `yaml:"hostsDirs"`
+	DockerConfig string      `yaml:"dockerConfig"` // "": $DOCKER_CONFIG, else /root/.docker
+	Policy       ImagePolicy `yaml:"policy"`
+	GC           ImageGC     `yaml:"gc"`
+}
+
+// ImagePolicy says which images may be pulled and run.
+type ImagePolicy struct {
+	Default string       `yaml:"default"` // where no rule fits: accept, reject
+	Rules   []PolicyRule `yaml:"rules"`
+}
+
+// PolicyRule is for the images of a registry or of a path in it; the longest prefix
+// decides.
+type PolicyRule struct {
+	Prefix string `yaml:"prefix"` // host, or host/path in whole components: ghcr.io/example
+	Action string `yaml:"action"` // accept, reject, signedBy
+	// Keys are public keys, one of which must have signed: files' paths, or PEM.
+	Keys []string `yaml:"keys,omitempty"`
+	// SignedAs is what signatures name in the prefix's place, where images are copied to
+	// another registry; "*": whatever they name. "": the prefix.
+	SignedAs string `yaml:"signedAs,omitempty"`
+}
+
+// ImageGC removes images that are used least where the disk is full.
+type ImageGC struct {
+	Enabled bool `yaml:"enabled"`
+	// HighPercent of the filesystem in use (bytes or inodes) begins a collection, which
+	// ends at LowPercent.
+	HighPercent int `yaml:"highPercent"`
+	LowPercent  int `yaml:"lowPercent"`
+	// MinAge is how long an image stays after it was pulled or used last.
+	MinAge   time.Duration `yaml:"minAge"`
+	Interval time.Duration `yaml:"interval"`
 }
 
 // Registry is one registry host's settings.
@@ -185,6 +221,9 @@ func Default() Config {
 			MaxImageBytes: 64 << 30,
 			MaxFiles:      4_000_000,
 			Parallel:      4,
+			HostsDirs:     []string{"/etc/orlop/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
+			Policy:        ImagePolicy{Default: "accept"},
+			GC:            ImageGC{Enabled: true, HighPercent: 90, LowPercent: 80, MinAge: time.Hour, Interval: 5 * time.Minute},
 		},
 		Network: Network{IPv4Block: "10.115.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
 		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
@@ -330,6 +369,24 @@ func (c *Config) Validate() error {
 	check(c.Image.MaxImageBytes > 0, "image.maxImageBytes: must be above 0")
 	check(c.Image.MaxFiles > 0, "image.maxFiles: must be above 0")
 	check(c.Image.Parallel >= 1 && c.Image.Parallel <= 64, "image.parallel: must be 1 to 64")
+	for _, d := range c.Image.HostsDirs {
+		check(filepath.IsAbs(d), "image.hostsDirs: %q must be an absolute path", d)
+	}
+	oneOf("image.policy.default", c.Image.Policy.Default, "accept", "reject")
+	for i, r := range c.Image.Policy.Rules {
+		at := fmt.Sprintf("image.policy.rules[%d]", i)
+		check(r.Prefix != "" && !strings.ContainsAny(r.Prefix, "@* ") && !strings.Contains(r.Prefix, "://"), "%s.prefix: %q must be a registry host, or a host and a path: ghcr.io/example", at, r.Prefix)
+		oneOf(at+".action", r.Action, "accept", "reject", "signedBy")
+		if r.Action == "signedBy" {
+			check(len(r.Keys) > 0, "%s.keys: signedBy needs at least one public key", at)
+		} else {
+			check(len(r.Keys) == 0 && r.SignedAs == "", "%s: keys and signedAs belong to signedBy", at)
+		}
+	}
+	gc := c.Image.GC
+	check(gc.LowPercent >= 1 && gc.LowPercent < gc.HighPercent && gc.HighPercent <= 99, "image.gc: lowPercent must be at least 1 and below highPercent, which must be at most 99")
+	check(gc.MinAge >= 0, "image.gc.minAge: must not be negative")
+	check(gc.Interval >= time.Second && gc.Interval <= 24*time.Hour, "image.gc.interval: must be 1s to 24h")
 	for i, r := range c.Image.Registries {
 		check(r.Host != "", "image.registries[%d].host: is missing", i)
 	}

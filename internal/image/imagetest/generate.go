@@ -153,6 +153,11 @@ func (l *Layout) Put(mediaType string, data []byte) (ocispec.Descriptor, error) 
 	return d, os.WriteFile(filepath.Join(l.Dir, "blobs/sha256", d.Digest.Encoded()), data, 0o644)
 }
 
+// Read returns the content of a blob.
+func (l *Layout) Read(d digest.Digest) ([]byte, error) {
+	return os.ReadFile(filepath.Join(l.Dir, "blobs/sha256", d.Encoded()))
+}
+
 func writeLayer(blobs string, layer Layer) (ocispec.Descriptor, digest.Digest, error) {
 	d := ocispec.Descriptor{}
 	f, err := os.CreateTemp(blobs, "layer-")

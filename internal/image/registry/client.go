@@ -14,14 +14,12 @@ package registry
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +35,8 @@ import (
 // Options configure a Client.
 type Options struct {
 	Registries []config.Registry
+	// HostsDirs have directories with a hosts.toml, or certificates, by registry.
+	HostsDirs []string
 	// DockerConfig is the directory of docker's config.json; "" is $DOCKER_CONFIG,
 	// else /root/.docker.
 	DockerConfig string
@@ -49,9 +49,9 @@ type Options struct {
 type Client struct {
 	o     Options
 	hosts map[string]config.Registry
-	// base are transports by host; guarded by mu.
+	// base are transports by host and settings; guarded by mu.
 	mu   sync.Mutex
-	base map[string]*http.Transport
+	base map[string]map[string]*http.Transport
 
 	// Times, changed by tests.
 	stall   time.Duration   // without a byte, a connection counts as broken
@@ -64,7 +64,7 @@ func New(o Options) (*Client, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{
-		o: o, hosts: make(map[string]config.Registry), base: make(map[string]*http.Transport),
+		o: o, hosts: make(map[string]config.Registry), base: make(map[string]map[string]*http.Transport),
 		stall:   30 * time.Second,
 		backoff: []time.Duration{200 * time.Millisecond, time.Second, 3 * time.Second, 6 * time.Second},
 	}
@@ -78,8 +78,8 @@ func New(o Options) (*Client, error) {
 				return nil, errs.New(errs.Invalid, "image.registries: mirror %q of %q: %w", m, r.Host, err)
 			}
 		}
-		if _, err := c.transport(r.Host); err != nil {
-			return nil, err
+		if _, err := c.configuredTLS(r.Host).read(); err != nil {
+			return nil, errs.New(errs.Invalid, "image.registries: caFile of %q: %w", r.Host, err)
 		}
 	}
 	return c, nil
@@ -89,57 +89,20 @@ func New(o Options) (*Client, error) {
 func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, t := range c.base {
-		t.CloseIdleConnections()
-	}
-}
-
-// transport returns the connections to the host, with its TLS settings.
-func (c *Client) transport(host string) (*http.Transport, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if t := c.base[host]; t != nil {
-		return t, nil
-	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	r := c.hosts[host]
-	if r.CAFile != "" {
-		pem, err := os.ReadFile(r.CAFile)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "image.registries: caFile of %q: %w", host, err)
-		}
-		if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
-			cfg.RootCAs = x509.NewCertPool()
-		}
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errs.New(errs.Invalid, "image.registries: caFile of %q: %s has no certificate in PEM format", host, r.CAFile)
+	for _, by := range c.base {
+		for _, t := range by {
+			t.CloseIdleConnections()
 		}
 	}
-	cfg.InsecureSkipVerify = r.SkipVerify
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       cfg,
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 60 * time.Second,
-		ForceAttemptHTTP2:     true,
-		DisableCompression:    true, // layers are what their digest says, on the wire too
-		MaxIdleConnsPerHost:   max(4, c.o.Parallel),
-		IdleConnTimeout:       30 * time.Second,
-		ReadBufferSize:        64 << 10,
-	}
-	c.base[host] = t
-	return t, nil
 }
 
 // endpoint is one place where a repository can be read.
 type endpoint struct {
-	c      *Client
-	host   string // of the URL
-	prefix string // before the repository, "" or with a slash at its end
-	repo   string
-	plain  bool // plain HTTP is allowed
-	auth   func(context.Context) (authn.Authenticator, error)
+	place
+	c    *Client
+	repo string
+	ns   string // the registry that a mirror stands for; "" for the registry itself
+	auth func(context.Context) (authn.Authenticator, error)
 
 	down atomic.Bool // a mirror that was out of reach
 
@@ -155,34 +118,30 @@ type Repository struct {
 	endpoints []*endpoint
 }
 
-// Repository returns the repository of the host (as in image names: docker.io).
-// auth, where not nil, is used for the registry itself instead of what the docker
-// configuration has.
+// Repository returns the repository of the host (as in image names: docker.io), as
+// the configuration is now. auth, where not nil, is used for the registry itself
+// instead of what the docker configuration has.
 func (c *Client) Repository(host, repo string, auth *authn.AuthConfig) (*Repository, error) {
+	places, err := c.plan(host)
+	if err != nil {
+		return nil, err
+	}
 	r := &Repository{c: c, name: host + "/" + repo}
-	for _, m := range c.hosts[host].Mirrors {
-		u, err := parseMirror(m)
-		if err != nil {
-			return nil, err
+	for _, p := range places {
+		e := &endpoint{place: p, c: c, repo: repo}
+		e.auth = func(ctx context.Context) (authn.Authenticator, error) { return c.credentials(ctx, p.host) }
+		if p.origin {
+			e.auth = func(ctx context.Context) (authn.Authenticator, error) {
+				if auth != nil {
+					return authn.FromConfig(*auth), nil
+				}
+				return c.credentials(ctx, host)
+			}
+		} else {
+			e.ns = host
 		}
-		e := &endpoint{c: c, host: u.Host, repo: repo, plain: u.Scheme == "http" || c.hosts[u.Host].PlainHTTP || u.Scheme == "" && loopback(u.Host)}
-		if p := strings.Trim(u.Path, "/"); p != "" && p != "v2" {
-			e.prefix = strings.TrimPrefix(p, "v2/") + "/"
-		}
-		e.auth = func(ctx context.Context) (authn.Authenticator, error) { return c.credentials(ctx, u.Host) }
 		r.endpoints = append(r.endpoints, e)
 	}
-	origin := &endpoint{c: c, host: host, repo: repo, plain: c.hosts[host].PlainHTTP || loopback(host)}
-	if host == "docker.io" {
-		origin.host = "registry-1.docker.io"
-	}
-	origin.auth = func(ctx context.Context) (authn.Authenticator, error) {
-		if auth != nil {
-			return authn.FromConfig(*auth), nil
-		}
-		return c.credentials(ctx, host)
-	}
-	r.endpoints = append(r.endpoints, origin)
 	return r, nil
 }
 
@@ -212,8 +171,8 @@ func loopback(host string) bool {
 	return err == nil && a.IsLoopback()
 }
 
-// connect makes the handshake, once.
-func (e *endpoint) connect(ctx context.Context) (*http.Client, string, error) {
+// connect makes the handshake, once. first is what will be asked for.
+func (e *endpoint) connect(ctx context.Context, first string) (*http.Client, string, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.client != nil {
@@ -231,12 +190,15 @@ func (e *endpoint) connect(ctx context.Context) (*http.Client, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	base, err := e.c.transport(e.host)
+	base, err := e.c.transport(e.place)
 	if err != nil {
 		return nil, "", err
 	}
-	g := &guard{base: base, plain: e.plain, own: e.host}
-	rt, err := transport.NewWithContext(ctx, reg, auth, g, []string{"repository:" + e.prefix + e.repo + ":pull"})
+	g := &guard{base: base, plain: e.plain, own: e.host, header: e.header}
+	if e.root != "/v2" {
+		g.ping = e.url("", first)
+	}
+	rt, err := transport.NewWithContext(ctx, reg, auth, g, []string{"repository:" + e.scope() + ":pull"})
 	if err != nil {
 		return nil, "", err
 	}
@@ -246,6 +208,23 @@ func (e *endpoint) connect(ctx context.Context) (*http.Client, string, error) {
 	}
 	e.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
 	return e.client, e.scheme, nil
+}
+
+// url is where what is, of the repository.
+func (e *endpoint) url(scheme, what string) *url.URL {
+	u := &url.URL{Scheme: scheme, Host: e.host, Path: e.root + "/" + e.repo + "/" + what}
+	if e.ns != "" { // as containerd tells mirrors of several registries
+		u.RawQuery = url.Values{"ns": {e.ns}}.Encode()
+	}
+	return u
+}
+
+// scope is the repository's name at the endpoint, for which a token is wanted.
+func (e *endpoint) scope() string {
+	if prefix, ok := strings.CutPrefix(e.root, "/v2/"); ok {
+		return prefix + "/" + e.repo
+	}
+	return e.repo
 }
 
 func checkRedirect(req *http.Request, via []*http.Request) error {
@@ -264,9 +243,13 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 // guard is what every request goes through: it refuses plain HTTP where that is
 // not allowed, since the handshake would try it for private addresses.
 type guard struct {
-	base  http.RoundTripper
-	plain bool
-	own   string
+	base   http.RoundTripper
+	plain  bool
+	own    string
+	header http.Header // for own
+	// ping, where not nil, takes the place of /v2/ in the handshake: what lies under
+	// another path need not answer there, but says what credentials it wants.
+	ping *url.URL
 
 	mu     sync.Mutex
 	scheme string // of the last answer of own; guarded by mu
@@ -274,12 +257,28 @@ type guard struct {
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme == "http" && !g.plain {
-		return nil, errs.New(errs.PermissionDenied, "%s would be asked by plain HTTP; if that is meant, set plainHTTP for it in image.registries", req.URL.Host)
+		return nil, errs.New(errs.PermissionDenied, "%s would be asked by plain HTTP; if that is meant, set plainHTTP for it in image.registries, or its URL with http:// in hosts.toml", req.URL.Host)
 	}
 	if req.URL.Host != g.own && req.URL.Scheme == "http" && req.Header.Get("Authorization") != "" {
 		return nil, errs.New(errs.PermissionDenied, "the registry %s wants credentials to be sent to %s by plain HTTP, which is refused", g.own, req.URL.Host)
 	}
+	ping := g.ping != nil && req.URL.Host == g.own && req.URL.Path == "/v2/"
+	if ping || req.URL.Host == g.own && len(g.header) > 0 {
+		req = req.Clone(req.Context()) // a RoundTripper does not change it
+		if ping {
+			req.URL.Path, req.URL.RawQuery = g.ping.Path, g.ping.RawQuery
+		}
+		for k, v := range g.header {
+			if req.Header.Get(k) == "" || k == "User-Agent" {
+				req.Header[k] = v
+			}
+		}
+	}
 	resp, err := g.base.RoundTrip(req)
+	if err == nil && ping && resp.StatusCode >= 300 && resp.StatusCode != http.StatusUnauthorized {
+		// No credentials are wanted; what it says to the question itself comes to light then.
+		resp.StatusCode = http.StatusOK
+	}
 	if err == nil && req.URL.Host == g.own {
 		g.mu.Lock()
 		g.scheme = req.URL.Scheme
@@ -299,6 +298,14 @@ func classify(err error, host string) error {
 	if err == nil {
 		return nil
 	}
+	// TLS first: where plain HTTP is allowed, what came of trying that is in the error, too.
+	var certErr *tls.CertificateVerificationError
+	if errors.As(err, &certErr) {
+		return errs.New(errs.Unavailable, "the certificate of %s is not trusted (set caFile or skipVerify for it in image.registries, or ca in its hosts.toml): %w", host, certErr)
+	}
+	if strings.Contains(err.Error(), "remote error: tls: ") { // the alert's type is not exported
+		return errs.New(errs.Unavailable, "%s ends the TLS handshake; if it wants a client certificate, set client in its hosts.toml: %w", host, err)
+	}
 	var te *transport.Error
 	if errors.As(err, &te) {
 		return statusError(te.StatusCode, te.Error(), host)
@@ -306,12 +313,8 @@ func classify(err error, host string) error {
 	if k := errs.KindOf(err); k != errs.Internal {
 		return err
 	}
-	var certErr *tls.CertificateVerificationError
-	if errors.As(err, &certErr) {
-		return errs.New(errs.Unavailable, "the certificate of %s is not trusted (set caFile or skipVerify for it in image.registries): %w", host, err)
-	}
 	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
-		return errs.New(errs.Unavailable, "%s speaks plain HTTP; if that is meant, set plainHTTP for it in image.registries", host)
+		return errs.New(errs.Unavailable, "%s speaks plain HTTP; if that is meant, set plainHTTP for it in image.registries, or its URL with http:// in hosts.toml", host)
 	}
 	if strings.Contains(err.Error(), "invalid realm") {
 		return errs.New(errs.PermissionDenied, "%s: %w", host, err)

@@ -12,13 +12,15 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 // Manifest fetches the manifest or index of that tag or digest, of at most limit
 // bytes. What came by digest is verified.
 func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int64) (data []byte, mediaType string, err error) {
-	err = r.each(ctx, func(e *endpoint) error {
+	byTag := digest.Digest(ref).Validate() != nil
+	err = r.each(ctx, byTag, func(e *endpoint) error {
 		resp, err := e.get(ctx, "manifests/"+ref, http.Header{"Accept": {accept}}, http.StatusOK)
 		if err != nil {
 			return err
@@ -37,7 +39,7 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 		}
 		got := digest.FromBytes(data)
 		want := digest.Digest(ref)
-		if want.Validate() != nil {
+		if byTag {
 			want = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 		}
 		if want.Validate() == nil && want.Algorithm() == digest.SHA256 && want != got {
@@ -49,12 +51,56 @@ func (r *Repository) Manifest(ctx context.Context, ref, accept string, limit int
 	return data, mediaType, err
 }
 
+// Referrers fetches the index of what refers to the manifest of that digest
+// (distribution-spec 1.1, listing referrers), of at most limit bytes: by the API, and
+// by the tag that stands for it where a registry does not have the API.
+func (r *Repository) Referrers(ctx context.Context, d digest.Digest, limit int64) (data []byte, err error) {
+	err = r.each(ctx, false, func(e *endpoint) error {
+		resp, err := e.get(ctx, "referrers/"+d.String(), http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+			http.StatusOK, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			resp.Body.Close()
+			return errs.New(errs.NotFound, "%s has no list of referrers: %s", e.host, resp.Status)
+		}
+		body := r.c.watch(resp)
+		defer body.Close()
+		if data, err = io.ReadAll(io.LimitReader(body, limit+1)); err != nil {
+			return classify(err, e.host)
+		}
+		if int64(len(data)) > limit {
+			return errs.New(errs.Invalid, "%s: the list of referrers is larger than %d bytes", e.host, limit)
+		}
+		return nil
+	})
+	if errors.Is(err, errs.NotFound) {
+		data, _, err = r.Manifest(ctx, d.Algorithm().String()+"-"+d.Encoded(), ocispec.MediaTypeImageIndex, limit)
+	}
+	return data, err
+}
+
+// Apart returns the repository at each of its places alone, in the order in which
+// they are asked.
+func (r *Repository) Apart() []*Repository {
+	var all []*Repository
+	for _, e := range r.endpoints {
+		all = append(all, &Repository{c: r.c, name: r.name, endpoints: []*endpoint{e}})
+	}
+	return all
+}
+
 // each tries the endpoints in order until one succeeds: mirrors once, and not
 // again for this repository when one was out of reach, the registry a few times.
-func (r *Repository) each(ctx context.Context, try func(*endpoint) error) error {
+// What a tag means is asked of those only that may say so.
+func (r *Repository) each(ctx context.Context, byTag bool, try func(*endpoint) error) error {
 	var all []error
 	for i, e := range r.endpoints {
 		var err error
+		if !e.pull || byTag && !e.resolve {
+			continue
+		}
 		if i < len(r.endpoints)-1 {
 			if e.down.Load() {
 				continue
@@ -72,7 +118,10 @@ func (r *Repository) each(ctx context.Context, try func(*endpoint) error) error 
 		}
 		all = append(all, err)
 	}
-	if len(all) == 1 {
+	switch len(all) {
+	case 0:
+		return errs.New(errs.Invalid, "no host that is configured for %s may be asked for it; one needs the capabilities pull and resolve in hosts.toml", r.name)
+	case 1:
 		return all[0]
 	}
 	last := all[len(all)-1] // the registry's own answer decides the kind
@@ -125,12 +174,12 @@ const maxRetryAfter = 30 * time.Second
 // get asks the endpoint for something of the repository. Every status but those
 // wanted is an error.
 func (e *endpoint) get(ctx context.Context, what string, header http.Header, want ...int) (*http.Response, error) {
-	client, scheme, err := e.connect(ctx)
+	client, scheme, err := e.connect(ctx, what)
 	if err != nil {
 		return nil, classify(err, e.host)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+e.host+"/v2/"+e.prefix+e.repo+"/"+what, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(scheme, what).String(), nil)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -237,7 +286,7 @@ const maxBroken = 100
 const progressBytes = 1 << 20
 
 func (b *blob) open() error {
-	return b.r.each(b.ctx, func(e *endpoint) error {
+	return b.r.each(b.ctx, false, func(e *endpoint) error {
 		header := http.Header{}
 		want := []int{http.StatusOK}
 		if b.off > 0 {

@@ -28,6 +28,7 @@ import (
 type Images interface {
 	List(ctx context.Context) ([]image.Image, error)
 	Resolve(ctx context.Context, nameOrID string) (image.Image, error)
+	Use(ctx context.Context, nameOrID string) (image.Image, error)
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Remove(ctx context.Context, nameOrID string, inUse func(digest.Digest) bool) (image.Removed, error)
 	Usage(ctx context.Context) (bytes, inodes int64, err error)

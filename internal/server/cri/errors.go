@@ -1,10 +1,15 @@
 package cri
 
 import (
+	"errors"
+	"fmt"
+
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/image"
 )
 
 // grpcCodes is the one mapping of kinds to the protocol's codes.
@@ -31,6 +36,11 @@ func encodeError(err error) error {
 	}
 	if _, ok := status.FromError(err); ok {
 		return err
+	}
+	var refused *image.Refusal
+	if errors.As(err, &refused) {
+		// Clients know it by the beginning of a message without a code.
+		return status.Error(codes.Unknown, fmt.Sprintf("%s: %s", crierrors.ErrSignatureValidationFailed, err))
 	}
 	return status.Error(grpcCodes[errs.KindOf(err)], err.Error())
 }

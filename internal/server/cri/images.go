@@ -63,13 +63,15 @@ func encodeImage(i *image.Image) *v1.Image {
 	return out
 }
 
-// ImageStatus implements the service. An image that is not here is no error.
+// ImageStatus implements the service. An image that is not here is no error; one that
+// the policy does not let run counts as not here, so that a client pulls it, which
+// verifies it or says why not.
 func (s *Server) ImageStatus(ctx context.Context, r *v1.ImageStatusRequest) (*v1.ImageStatusResponse, error) {
 	if r.GetImage().GetImage() == "" {
 		return nil, errs.New(errs.Invalid, "ImageStatus: image is missing")
 	}
-	img, err := s.o.Images.Resolve(ctx, r.Image.Image)
-	if errors.Is(err, errs.NotFound) {
+	img, err := s.o.Images.Use(ctx, r.Image.Image)
+	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.PermissionDenied) {
 		return &v1.ImageStatusResponse{}, nil
 	}
 	if err != nil {

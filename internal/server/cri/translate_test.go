@@ -3,9 +3,13 @@ package cri
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -140,5 +144,17 @@ func TestCPURate(t *testing.T) {
 	}
 	if c.rate("a", now.Add(3*time.Second), 0) != nil {
 		t.Error("a rate of a counter that began anew")
+	}
+}
+
+// Kubelet knows a refused image by the beginning of a message that has no code.
+func TestRefusedImage(t *testing.T) {
+	err := encodeError(fmt.Errorf("pull x: %w", errs.As(errs.PermissionDenied, &image.Refusal{})))
+	st, ok := status.FromError(err)
+	if !ok || st.Code() != codes.Unknown || !strings.HasPrefix(st.Message(), "SignatureValidationFailed: pull x") {
+		t.Errorf("%v", err)
+	}
+	if st, _ := status.FromError(encodeError(errs.New(errs.PermissionDenied, "no"))); st.Code() != codes.PermissionDenied {
+		t.Errorf("another denial: %v", st)
 	}
 }
