@@ -130,13 +130,7 @@ func (p *plugin) connect(t *testing.T, n *node, name string) {
 // up the node.
 func TestCRIPlugins(t *testing.T) {
 	n := newNode(t)
-	n.kill()
-	conf, err := os.ReadFile(n.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.write(n.config, string(conf)+fmt.Sprintf("cri: {nri: {socket: %s/nri.sock, timeout: 1s}}\n", n.run))
-	n.start()
+	n.configure(fmt.Sprintf("cri: {nri: {socket: %s/nri.sock, timeout: 1s}}\n", n.run))
 	c := n.cri()
 	early := c.run(t, c.sandbox())
 	running := c.start(t, early, criContainer("running", "sleep"))
@@ -166,7 +160,7 @@ func TestCRIPlugins(t *testing.T) {
 		return errors.New("not here")
 	}
 	box := c.sandbox()
-	_, err = c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: box})
+	_, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: box})
 	wantCode(t, err, codes.FailedPrecondition, "not here")
 	if _, err := c.PodSandboxStatus(deadline(t), &v1.PodSandboxStatusRequest{PodSandboxId: seen}); err == nil {
 		t.Error("the pod that was refused is there")

@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 			programs.Program{Package: "cmd/orlop", Tags: "faults", Race: true},
 			programs.Program{Package: "cmd/orlop-keeper", Tags: "faults"},
 			programs.Program{Package: "cmd/orlop-init", Tags: "faults"},
+			programs.Program{Package: "cmd/orlop-oci"},
 			programs.Program{Package: "examples/notes"},
 			programs.Program{Package: "test/e2e/testdata/tool"},
 		)
@@ -97,6 +98,18 @@ volume: {poolSizeBytes: 2147483648, reserveBytes: 0}
 	n.network()
 	n.start()
 	return n
+}
+
+// configure starts the daemon anew with more settings.
+func (n *node) configure(more string) {
+	n.t.Helper()
+	n.kill()
+	conf, err := os.ReadFile(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.write(n.config, string(conf)+more)
+	n.start()
 }
 
 // network makes the node's network namespace and the outside host, joined by a veth.
