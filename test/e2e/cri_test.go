@@ -309,7 +309,6 @@ func wholeLife(t *testing.T, c *client) {
 func TestCRIInside(t *testing.T) { inside(t, newNode(t).cri()) }
 
 func inside(t *testing.T, c *client) {
-	n := c.n
 	shared := t.TempDir()
 	if err := os.WriteFile(shared+"/file", []byte("from the host\n"), 0o644); err != nil {
 		t.Fatal(err)
