@@ -20,6 +20,7 @@ import (
 	"github.com/orlop-io/orlop/internal/network"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 	"github.com/orlop-io/orlop/internal/pod"
 	"github.com/orlop-io/orlop/internal/server/control"
 	"github.com/orlop-io/orlop/internal/server/cri"
@@ -40,9 +41,19 @@ func (h *host) podOptions() pod.Options {
 		Images: podImages{h.images}, Network: podNetwork{h.network, h.log}, Volumes: podVolumes{h.volumes},
 		Keeper:       keeperOptions(c),
 		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
+		Runtimes:   runtimes(c),
 		SeccompDir: c.Pod.SeccompDir, CDIDirs: c.Pod.CDIDirs, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
 		Log: h.log.With("domain", "pod"),
 	}
+}
+
+// runtimes are the runtime handlers that are configured.
+func runtimes(c config.Config) map[string]ociruntime.Runtime {
+	all := make(map[string]ociruntime.Runtime, len(c.CRI.Runtimes))
+	for name, r := range c.CRI.Runtimes {
+		all[name] = ociruntime.Runtime{Name: name, Path: r.Path, Root: r.Root, Args: r.Args, Timeout: r.Timeout}
+	}
+	return all
 }
 
 // controlOptions gives the control API what it serves.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -28,6 +29,9 @@ func (p *Pods) Apply(ctx context.Context, spec Spec) (Change, error) {
 	if w == nil {
 		if err := p.checkPorts(&spec); err != nil {
 			return "", err
+		}
+		if err := p.handlers.admit(&spec); err != nil {
+			return "", fmt.Errorf("pod %s: runtimeClassName: %w", spec.Key, err)
 		}
 		m := manifest{Spec: spec, ID: newID(), CreatedAt: time.Now(), Boot: p.bootMark()}
 		if err := p.manifests.Put(spec.Key.String(), m); err != nil {

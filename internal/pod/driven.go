@@ -57,7 +57,6 @@ type SandboxConfig struct {
 	// CgroupParent is the client's group for the pod, which is the client's to remove;
 	// "": one of our own.
 	CgroupParent string `json:",omitempty"`
-	Handler      string `json:",omitempty"` // runtime handler
 }
 
 func (c *SandboxConfig) lockName() string {
@@ -458,6 +457,9 @@ func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
 	}
 	if c.LogDir != "" && !filepath.IsAbs(c.LogDir) {
 		return "", errs.New(errs.Invalid, "pod %s: log directory %q is not an absolute path", c.Key, c.LogDir)
+	}
+	if err := d.p.handlers.admit(&c.Spec); err != nil {
+		return "", fmt.Errorf("pod %s: %w", c.Key, err)
 	}
 	unlock, err := d.locks.Lock(ctx, c.lockName())
 	if err != nil {

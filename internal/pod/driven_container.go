@@ -194,6 +194,9 @@ func (d *Driven) buildContainer(ctx context.Context, pod *drivenPod, id Containe
 	if err := d.InjectDevices(oci, c.CDI); err != nil {
 		return fail(err)
 	}
+	if _, err := d.p.handlers.runtimeFor(ctx, &spec, oci.Mounts); err != nil {
+		return fail(err)
+	}
 	return oci, layers, release, nil
 }
 
@@ -399,7 +402,7 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 		if b.SubPath == "" {
 			return dir, nil
 		}
-		f, err := openLayers(layers)
+		f, err := overlay.ReadOnly(layers)
 		if err != nil {
 			return "", err
 		}
@@ -416,7 +419,7 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 	if ok, err := mount.IsMounted(dir); err != nil {
 		return "", err
 	} else if !ok {
-		if err := mountLayers(layers, dir); err != nil {
+		if err := showLayers(layers, dir); err != nil {
 			return "", fmt.Errorf("mount image %s: %w", b.Image, err)
 		}
 	}
@@ -430,34 +433,14 @@ func (d *Driven) imageMount(ctx context.Context, pod *drivenPod, id ContainerID,
 	return target, nil
 }
 
-// mountLayers shows a stack of layers at dir, read-only.
-func mountLayers(layers []string, dir string) error {
-	f, err := openLayers(layers)
+// showLayers shows a stack of layers at dir, read-only.
+func showLayers(layers []string, dir string) error {
+	f, err := overlay.ReadOnly(layers)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-// openLayers mounts a stack of layers read-only, attached nowhere.
-func openLayers(layers []string) (_ *os.File, err error) {
-	var f *os.File
-	if len(layers) == 1 { // overlayfs takes no single layer
-		fd, err := unix.OpenTree(unix.AT_FDCWD, layers[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		if err != nil {
-			return nil, err
-		}
-		f = os.NewFile(uintptr(fd), layers[0])
-	} else if f, err = overlay.Mount(overlay.Layers{Lower: layers}); err != nil {
-		return nil, err
-	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return overlay.Attach(f, dir)
 }
 
 // StartContainer starts a container that was made. Started already, it is
@@ -477,7 +460,8 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 		return errs.New(errs.FailedPrecondition, "container %s is %s; only a created one can be started", id, st.State)
 	}
 	pod, w := c.pod, c.pod.w
-	if box := pod.sandbox(); box.State != SandboxReady {
+	box := pod.sandbox()
+	if box.State != SandboxReady {
 		return errs.New(errs.FailedPrecondition, "pod sandbox %s is %s; containers can be started only in a ready one", box.ID, box.State)
 	}
 	img, err := d.p.o.Images.Find(ctx, st.ImageID)
@@ -507,6 +491,10 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 			return err
 		}
 	}
+	runtime, err := d.p.handlers.runtimeFor(ctx, &box.Config.Spec, oci.Mounts)
+	if err != nil {
+		return err
+	}
 	if conf.Security.ReadOnlyRoot {
 		oci.Root = &specs.Root{Path: "/", Readonly: true}
 	}
@@ -528,7 +516,8 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	started, err := d.p.runtime.run(ctx, keeper.Spec{
 		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: w.nsPath(namespace.User) != ""},
 		Cgroup: filepath.Join(w.group(), string(id)), Log: keeper.LogConfig{Path: st.LogPath}, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
-		Labels: map[string]string{"pod": string(pod.rec.ID), "container": conf.Name},
+		Labels:  map[string]string{"pod": string(pod.rec.ID), "container": conf.Name},
+		Runtime: runtime,
 	})
 	faultDrivenStarted.Hit()
 	if err != nil {
@@ -578,7 +567,7 @@ func (d *Driven) failed(c *drivenContainer, cause error) {
 		code = 127
 	case errs.PermissionDenied:
 		code = 126
-	case errs.Invalid, errs.Unsupported, errs.ResourceExhausted:
+	case errs.Invalid, errs.Unsupported, errs.ResourceExhausted, errs.FailedPrecondition:
 	default:
 		return
 	}

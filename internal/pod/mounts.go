@@ -52,7 +52,7 @@ func (w *worker) mounts(ctx context.Context, spec *Spec, c *Container) (list []s
 			return nil, nil, errs.New(errs.Invalid, "volume %s is a block device; use volumeDevices for it", m.Volume)
 		}
 		b := bind(v.path, m.Path, m.ReadOnly || v.readOnly)
-		if (m.ReadOnly || v.readOnly) && (m.RecursiveReadOnly == "Enabled" || m.RecursiveReadOnly == "IfPossible") {
+		if (m.ReadOnly || v.readOnly) && (m.RecursiveReadOnly == "Enabled" || m.RecursiveReadOnly == "IfPossible" && w.p.handlers.recursive(ctx, spec.Handler)) {
 			b.Options[1] = "rro"
 		}
 		b.Options = append(b.Options, propagation(m.Propagation))

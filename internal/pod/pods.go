@@ -20,6 +20,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/ext4"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/mount"
+	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 )
 
 // Options say where pods live and who provides for them.
@@ -36,10 +37,12 @@ type Options struct {
 	CgroupDriver cgroup.Driver
 	SeccompDir   string
 	CDIDirs      []string // of specifications of devices
-	LogMaxBytes  int64
-	LogMaxFiles  int
-	MaxPIDs      int64 // per container; 0: no limit
-	Log          *slog.Logger
+	// Runtimes are the runtime handlers besides DefaultHandler.
+	Runtimes    map[string]ociruntime.Runtime
+	LogMaxBytes int64
+	LogMaxFiles int
+	MaxPIDs     int64 // per container; 0: no limit
+	Log         *slog.Logger
 }
 
 // Pods is every pod of this host. One goroutine, its worker, looks after each: it
@@ -59,6 +62,7 @@ type Pods struct {
 	events    *events
 	driven    *Driven
 	runtime   *link
+	handlers  handlers
 	cgroups   *cgroup.Host
 
 	mu      sync.Mutex
@@ -87,7 +91,7 @@ var (
 
 // Open reads the state. Nothing is started before Reconcile and Run.
 func Open(ctx context.Context, o Options) (*Pods, error) {
-	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker)}
+	p := &Pods{o: o, log: o.Log, workers: make(map[Key]*worker), handlers: handlers{runtimes: o.Runtimes, log: o.Log}}
 	var err error
 	if p.manifests, err = store.NewBucket[manifest](o.Durable, "pod.manifests"); err != nil {
 		return nil, err

@@ -56,6 +56,9 @@ type Spec struct {
 	Users    *namespace.IDMaps `json:",omitempty"`
 	SharePID bool              `json:",omitempty"`
 
+	// Handler is the runtime handler that makes the containers; "" is DefaultHandler.
+	Handler string `json:",omitempty"`
+
 	Security PodSecurity `json:",omitzero"`
 	// Resources is the limit of the pod as a whole; zero fields are unlimited.
 	Resources Resources `json:",omitzero"`

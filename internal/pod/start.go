@@ -111,6 +111,10 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (
 	if err != nil {
 		return &startError{"CreateContainerConfigError", err}
 	}
+	runtime, err := w.p.handlers.runtimeFor(ctx, spec, oci.Mounts)
+	if err != nil {
+		return &startError{"CreateContainerConfigError", err}
+	}
 	rootfs := executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work")}
 	if c.Security.ReadOnlyRoot && len(layers) > 0 {
 		// Mount points that the image lacks are made on the writable layer all the same.
@@ -125,6 +129,7 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (
 		Stdin:     c.Stdin,
 		StdinOnce: c.StdinOnce,
 		Labels:    map[string]string{"pod": string(w.id), "container": c.Name},
+		Runtime:   runtime,
 	})
 	faultContainerStarted.Hit()
 	if err != nil {

@@ -26,6 +26,8 @@ type client struct {
 	n      *node
 	logs   string
 	pods   int
+	// handler is the runtime handler of the pods that run makes.
+	handler string
 }
 
 // cri connects to the node's socket and packs the tool's image.
@@ -71,7 +73,7 @@ func criContainer(name string, args ...string) *v1.ContainerConfig {
 
 func (c *client) run(t *testing.T, s *v1.PodSandboxConfig) string {
 	t.Helper()
-	r, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: s})
+	r, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: s, RuntimeHandler: c.handler})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, c.n.tail())
 	}
@@ -161,9 +163,10 @@ func wantCode(t *testing.T, err error, want codes.Code, text string) {
 }
 
 // A pod's life over the CRI, as kubelet leads it.
-func TestCRILife(t *testing.T) {
-	n := newNode(t)
-	c := n.cri()
+func TestCRILife(t *testing.T) { wholeLife(t, newNode(t).cri()) }
+
+func wholeLife(t *testing.T, c *client) {
+	n := c.n
 	conf := c.sandbox()
 	pod := c.run(t, conf)
 	st, err := c.PodSandboxStatus(deadline(t), &v1.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
@@ -303,9 +306,9 @@ func TestCRILife(t *testing.T) {
 }
 
 // What a container sees, by its configuration. The tool prints it.
-func TestCRIInside(t *testing.T) {
-	n := newNode(t)
-	c := n.cri()
+func TestCRIInside(t *testing.T) { inside(t, newNode(t).cri()) }
+
+func inside(t *testing.T, c *client) {
 	shared := t.TempDir()
 	if err := os.WriteFile(shared+"/file", []byte("from the host\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 			programs.Program{Package: "cmd/orlop", Tags: "faults", Race: true},
 			programs.Program{Package: "cmd/orlop-keeper", Tags: "faults"},
 			programs.Program{Package: "cmd/orlop-init", Tags: "faults"},
+			programs.Program{Package: "cmd/orlop-oci"},
 			programs.Program{Package: "examples/notes"},
 			programs.Program{Package: "test/e2e/testdata/tool"},
 		)

@@ -11,12 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -73,7 +75,10 @@ type CRI struct {
 	// has a session's address may use it. Port 0 is a free one.
 	Streaming    string       `yaml:"streaming"`
 	StreamingTLS StreamingTLS `yaml:"streamingTLS"`
-	NRI          NRI          `yaml:"nri"`
+	// Runtimes are runtime handlers besides default, which is the keeper's own executor: OCI
+	// runtimes by the names that pods ask for them with.
+	Runtimes map[string]Runtime `yaml:"runtimes"`
+	NRI      NRI                `yaml:"nri"`
 }
 
 // StreamingTLS are PEM files, read anew for each connection.
@@ -82,6 +87,15 @@ type StreamingTLS struct {
 	KeyFile  string `yaml:"keyFile"`
 	// ClientCAFile has the authorities of clients' certificates; "": none is asked for.
 	ClientCAFile string `yaml:"clientCAFile"`
+}
+
+// Runtime is an OCI runtime that makes the containers of the pods that ask for it.
+type Runtime struct {
+	Path string   `yaml:"path"` // of the executable: runc, crun, youki, runsc
+	Root string   `yaml:"root"` // directory of its state; "": <run>/runtimes/<name>
+	Args []string `yaml:"args"` // before the command, like --debug
+	// Timeout is how long one of its commands may take before it is killed.
+	Timeout time.Duration `yaml:"timeout"` // 0: 30s
 }
 
 // NRI lets plugins of the Node Resource Interface see, adjust and refuse the containers of
@@ -293,10 +307,22 @@ func (c *Config) fill() {
 	if c.Cgroup.Parent == "" {
 		c.Cgroup.Parent = "/" + c.Instance
 	}
+	for name, r := range c.CRI.Runtimes {
+		if r.Root == "" {
+			r.Root = filepath.Join(c.Run, "runtimes", name)
+		}
+		if r.Timeout == 0 {
+			r.Timeout = 30 * time.Second
+		}
+		c.CRI.Runtimes[name] = r
+	}
 	if c.Pod.SeccompDir == "" {
 		c.Pod.SeccompDir = filepath.Join(c.Root, "seccomp")
 	}
 }
+
+// handlerName is what Kubernetes lets a RuntimeClass name: a DNS label.
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // instanceName keeps what interface, table and cgroup names allow.
 var instanceName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}$`)
@@ -341,6 +367,17 @@ func (c *Config) Validate() error {
 	check(t.ClientCAFile == "" || t.CertFile != "", "cri.streamingTLS.clientCAFile: it needs certFile and keyFile")
 	for _, f := range []string{t.CertFile, t.KeyFile, t.ClientCAFile} {
 		check(f == "" || filepath.IsAbs(f), "cri.streamingTLS: %q must be an absolute path", f)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.CRI.Runtimes)) {
+		r, at := c.CRI.Runtimes[name], "cri.runtimes."+name
+		check(handlerName.MatchString(name), "cri.runtimes: %q must be a lower-case name of at most 63 letters, digits and dashes", name)
+		check(name != "default", "cri.runtimes: default is the keeper's own executor; choose another name")
+		check(filepath.IsAbs(r.Path), "%s.path: %q must be an absolute path", at, r.Path)
+		check(filepath.IsAbs(r.Root) && filepath.Clean(r.Root) == r.Root && r.Root != "/", "%s.root: %q must be a clean absolute path", at, r.Root)
+		check(r.Timeout >= time.Second && r.Timeout <= 10*time.Minute, "%s.timeout: must be 1s to 10m", at)
+		for _, other := range slices.Sorted(maps.Keys(c.CRI.Runtimes)) {
+			check(other >= name || c.CRI.Runtimes[other].Root != r.Root, "%s.root: %s is that of %s too; each has its own", at, r.Root, other)
+		}
 	}
 	for _, d := range c.Pod.CDIDirs {
 		check(filepath.IsAbs(d), "pod.cdiDirs: %q must be an absolute path", d)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
@@ -32,6 +33,10 @@ func TestParse(t *testing.T) {
 		{"metrics", "metrics: {listen: 9464}", []string{"metrics.listen"}},
 		{"tracing", "tracing: {endpoint: 'http://127.0.0.1:4318', samplingRatio: 0.1}", nil},
 		{"tracing without a scheme", "tracing: {endpoint: 'localhost:4317', samplingRatio: 1.5, caFile: ca.pem}", []string{"tracing.endpoint", "http://127.0.0.1:4318", "tracing.samplingRatio", "tracing.caFile"}},
+		{"runtimes", "cri: {runtimes: {runc: {path: /usr/sbin/runc}, gvisor: {path: /usr/bin/runsc, args: [--platform=systrap], timeout: 1m}}}", nil},
+		{"bad runtimes", "cri: {runtimes: {default: {path: runc}, Up: {path: /x, timeout: 1ms}, a: {path: /a, root: /r}, b: {path: /b, root: /r}}}",
+			[]string{"own executor", "cri.runtimes.default.path", `"Up" must be`, "cri.runtimes.Up.timeout", "/r is that of a too"}},
+		{"unknown key of a runtime", "cri: {runtimes: {runc: {path: /usr/sbin/runc, type: oci}}}", []string{`unknown key "type" under "runtime"`}},
 		{"metrics off", "metrics: {listen: 'off'}", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -56,7 +61,7 @@ func TestParse(t *testing.T) {
 
 // What `config show` prints must be read back as the same configuration.
 func TestRoundTrip(t *testing.T) {
-	c, err := Parse("c.yaml", []byte("instance: other\nimage: {registries: [{host: localhost:5000, mirrors: ['http://127.0.0.1:5000']}]}"))
+	c, err := Parse("c.yaml", []byte("instance: other\ncri: {runtimes: {runc: {path: /usr/sbin/runc}}}\nimage: {registries: [{host: localhost:5000, mirrors: ['http://127.0.0.1:5000']}]}"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +76,9 @@ func TestRoundTrip(t *testing.T) {
 	again, _ := d.YAML()
 	if string(again) != string(out) {
 		t.Errorf("read back:\n%s\nwas:\n%s", again, out)
+	}
+	if r := d.CRI.Runtimes["runc"]; r.Root != "/run/orlop/runtimes/runc" || r.Timeout != 30*time.Second {
+		t.Errorf("derived settings of a runtime: %+v", r)
 	}
 	if d.Cgroup.Parent != "/other" || d.Control.Socket != "/run/orlop/orlop.sock" {
 		t.Errorf("derived settings: %q %q", d.Cgroup.Parent, d.Control.Socket)

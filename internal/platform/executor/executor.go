@@ -19,11 +19,9 @@ package executor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,6 +30,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // Options are the choices of an Executor.
@@ -218,8 +217,8 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 	if err == nil {
 		err = b.container(&c)
 	}
-	if err == nil {
-		err = c.Rootfs.forgetVolatile()
+	if err == nil && c.Rootfs.Work != "" {
+		err = overlay.ForgetVolatile(c.Rootfs.Work)
 	}
 	if err == nil && b.rdt != nil {
 		err = b.rdt.prepare()
@@ -285,32 +284,6 @@ func awake(g *cgroup.Group) error {
 	}
 	if frozen {
 		return errs.New(errs.FailedPrecondition, "the container is paused; resume it first")
-	}
-	return nil
-}
-
-// forgetVolatile removes the mark that a volatile overlay leaves in its work directory
-// and that keeps it from being mounted again. It is there after a Create that failed, or
-// whose caller died and tries again; after a crash of the machine the layer must not be
-// used again at all, as Rootfs says.
-func (r *Rootfs) forgetVolatile() error {
-	if r.Work == "" {
-		return nil
-	}
-	mark := r.Work + "/work/incompat/volatile"
-	err := os.RemoveAll(mark)
-	if errors.Is(err, os.ErrPermission) {
-		// The kernel makes its directories with no permissions at all: a user without
-		// privileges has to give them to himself.
-		for _, dir := range []string{filepath.Dir(filepath.Dir(mark)), filepath.Dir(mark), mark} {
-			if err := os.Chmod(dir, 0o700); err != nil {
-				return fmt.Errorf("forget that the layer was volatile: %w", err)
-			}
-		}
-		err = os.RemoveAll(mark)
-	}
-	if err != nil {
-		return fmt.Errorf("forget that the layer was volatile: %w", err)
 	}
 	return nil
 }

@@ -275,7 +275,7 @@ func (c *Client) Create(ctx context.Context, s Spec) error {
 	if err != nil {
 		return err
 	}
-	return c.call(ctx, "create", r, nil, nil)
+	return c.call(ctx, s.operation("create"), r, nil, nil)
 }
 
 // Start opens the gate. Starting one that runs is no error; one that has ended is
@@ -292,7 +292,16 @@ func (c *Client) Run(ctx context.Context, spec Spec) (s Started, err error) {
 	if err != nil {
 		return s, err
 	}
-	return s, c.call(ctx, "run", r, nil, &s)
+	return s, c.call(ctx, spec.operation("run"), r, nil, &s)
+}
+
+// operation is the request's name. That of a container of another runtime is its own, so
+// that a keeper that knows no runtimes refuses it, and does not pass over who is to make it.
+func (s *Spec) operation(name string) string {
+	if s.Runtime != nil {
+		return name + "-by-runtime"
+	}
+	return name
 }
 
 func makeRequest(s Spec) (r MakeRequest, err error) {

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 )
 
 // Spec is a container that the keeper is asked to run.
@@ -28,6 +29,8 @@ type Spec struct {
 	Pause bool `json:",omitempty"`
 	// Labels mean nothing to the keeper; Status returns them.
 	Labels map[string]string `json:",omitempty"`
+	// Runtime is who makes the container; nil is the keeper's own executor.
+	Runtime *ociruntime.Runtime `json:",omitempty"`
 }
 
 // LogConfig says where a container's output goes, in the CRI log format.

@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 		dir, remove, err := programs.Build(
 			programs.Program{Package: "cmd/orlop-keeper", Tags: "faults", Race: true},
 			programs.Program{Package: "cmd/orlop-init", Tags: "faults"},
+			programs.Program{Package: "cmd/orlop-oci"},
 		)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -49,6 +49,9 @@ func SetOpaque(fd int) error {
 type Layers struct {
 	Lower       []string // topmost first
 	Upper, Work string   // both empty: read-only
+	// Volatile: nothing is synced, not even when the overlay is unmounted, where the kernel
+	// has that (Linux 5.10); ForgetVolatile goes before.
+	Volatile bool
 }
 
 // Mount mounts the layers detached: nothing is added to any mount table, and the
@@ -106,6 +109,9 @@ func mountByFsconfig(l Layers) (*os.File, error) {
 	for _, o := range fixed {
 		set(o[0], o[1])
 	}
+	if err == nil && l.Volatile && l.Upper != "" {
+		err = unix.FsconfigSetFlag(fs, "volatile")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +153,14 @@ func mountInNamespace(l Layers) (*os.File, error) {
 			if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
 				return -1, err
 			}
-			if err := unix.Mount("overlay", at, "overlay", 0, data); err != nil {
+			err = unix.EINVAL
+			if l.Volatile {
+				err = unix.Mount("overlay", at, "overlay", 0, data+",volatile")
+			}
+			if err == unix.EINVAL {
+				err = unix.Mount("overlay", at, "overlay", 0, data)
+			}
+			if err != nil {
 				return -1, err
 			}
 			return unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -198,7 +211,7 @@ func mountData(l Layers) (string, error) {
 	for _, o := range fixed {
 		data += "," + o[0] + "=" + o[1]
 	}
-	if len(data) >= os.Getpagesize() {
+	if len(data)+len(",volatile") >= os.Getpagesize() {
 		return "", errs.New(errs.Unsupported, "the names of %d layers are longer than a page; Linux 6.7 or newer has no such limit", len(l.Lower))
 	}
 	return data, nil

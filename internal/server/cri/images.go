@@ -89,7 +89,7 @@ func (s *Server) PullImage(ctx context.Context, r *v1.PullImageRequest) (*v1.Pul
 	if r.GetImage().GetImage() == "" {
 		return nil, errs.New(errs.Invalid, "PullImage: image is missing")
 	}
-	if err := s.knownHandler(r.Image.RuntimeHandler); err != nil {
+	if err := s.o.Pods.CheckHandler(r.Image.RuntimeHandler); err != nil {
 		return nil, err
 	}
 	auth, err := credentials(r.Auth)

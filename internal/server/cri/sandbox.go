@@ -24,23 +24,12 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *v1.RunPodSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.knownHandler(r.RuntimeHandler); err != nil {
-		return nil, err
-	}
 	c.Handler = r.RuntimeHandler
 	id, err := s.o.Pods.RunSandbox(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	return &v1.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
-}
-
-// knownHandler: the keeper is the only runtime handler.
-func (s *Server) knownHandler(name string) error {
-	if name != "" && name != "default" {
-		return errs.New(errs.Invalid, "there is no runtime handler %q; use default, or leave it out", name)
-	}
-	return nil
 }
 
 // sandboxConfig translates what a client asks for.

@@ -15,13 +15,18 @@ func (s *Server) Version(context.Context, *v1.VersionRequest) (*v1.VersionRespon
 
 // Status implements the service.
 func (s *Server) Status(ctx context.Context, r *v1.StatusRequest) (*v1.StatusResponse, error) {
-	features := &v1.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}
 	answer := &v1.StatusResponse{
 		Status: &v1.RuntimeStatus{Conditions: []*v1.RuntimeCondition{
 			{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Status: true},
 		}},
-		RuntimeHandlers: []*v1.RuntimeHandler{{Name: "", Features: features}, {Name: "default", Features: features}},
-		Features:        &v1.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &v1.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	for i, h := range s.o.Pods.Handlers(ctx) {
+		f := &v1.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.UserNamespaces}
+		if i == 0 { // who says nothing gets the default
+			answer.RuntimeHandlers = append(answer.RuntimeHandlers, &v1.RuntimeHandler{Features: f})
+		}
+		answer.RuntimeHandlers = append(answer.RuntimeHandlers, &v1.RuntimeHandler{Name: h.Name, Features: f})
 	}
 	if r.Verbose {
 		answer.Info = info(map[string]any{"version": s.o.Version, "imageDirectory": s.o.ImageDir, "streaming": s.listener.Addr().String()})

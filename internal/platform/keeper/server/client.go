@@ -231,8 +231,12 @@ var operations map[string]operation
 
 func init() {
 	operations = map[string]operation{
-		"create":     {do: (*Server).opCreate, litters: true},
-		"run":        {do: (*Server).opRun, litters: true},
+		"create": {do: (*Server).opCreate, litters: true},
+		"run":    {do: (*Server).opRun, litters: true},
+
+		"create-by-runtime": {do: (*Server).opCreate, litters: true},
+		"run-by-runtime":    {do: (*Server).opRun, litters: true},
+
 		"start":      on((*Server).start),
 		"delete":     on((*Server).delete),
 		"signal":     on((*Server).signal),

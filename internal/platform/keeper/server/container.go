@@ -6,15 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
-	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 var (
@@ -39,9 +38,9 @@ type container struct {
 
 	mu       sync.Mutex
 	rec      record
-	group    *cgroup.Group     // nil: its control group was gone when a keeper started
-	gate     *executor.Process // until it is started
-	starting bool              // Start has it
+	group    *cgroup.Group // nil: its control group was gone when a keeper started
+	gate     process       // until it is started
+	starting bool          // Start has it
 	pidfd    *os.File
 	child    bool     // ours to reap
 	seen     bool     // its end was noticed while starting
@@ -187,29 +186,31 @@ func (s *Server) signal(ctx context.Context, r keeper.SignalRequest) (any, error
 		// From here on an end by SIGKILL is ours, unless the count goes on.
 		c.oomBase, _ = group.OOMKills()
 	}
-	if state != keeper.Stopped && c.pidfd != nil && (!r.All || group == nil) {
-		err = pidfd.Signal(c.pidfd, sig) // with mu held: the descriptor is open
-	}
 	c.mu.Unlock()
-	if err != nil {
-		return nil, fmt.Errorf("signal container %s: %w", r.ID, err)
-	}
 	if state == keeper.Stopped {
 		return nil, nil
 	}
-	if r.All && group != nil {
-		if err := group.Kill(sig); err != nil {
-			return nil, err
-		}
+	rt := c.runtime()
+	if sig == unix.SIGKILL {
+		rt = own{s} // the kernel does it, whatever the runtime does
+	}
+	if err := rt.signal(ctx, c, sig, r.All); err != nil {
+		return nil, fmt.Errorf("signal container %s: %w", r.ID, err)
 	}
 	if state == keeper.Paused && sig == unix.SIGKILL {
-		// The v1 freezer holds back even SIGKILL.
-		return nil, s.freeze(ctx, r.ID, false)
+		// The v1 freezer holds back even SIGKILL. That of v2 does not, and who asks a runtime
+		// to thaw one that was killed then may be told that there is nothing to thaw.
+		if err := s.freeze(ctx, r.ID, false); err != nil && !c.endsWithin(killedWithin) {
+			return nil, err
+		}
 	}
 	return nil, nil
 }
 
-func (s *Server) update(_ context.Context, r keeper.UpdateRequest) (any, error) {
+// killedWithin is how long a process may take to end by SIGKILL before that counts as held back.
+const killedWithin = 2 * time.Second
+
+func (s *Server) update(ctx context.Context, r keeper.UpdateRequest) (any, error) {
 	c, err := s.find(r.ID)
 	if err != nil {
 		return nil, err
@@ -217,11 +218,7 @@ func (s *Server) update(_ context.Context, r keeper.UpdateRequest) (any, error) 
 	if r.Resources == nil {
 		return nil, errs.New(errs.Invalid, "update container %s: no resources are given", r.ID)
 	}
-	g, err := c.controlGroup()
-	if err != nil {
-		return nil, err
-	}
-	return nil, g.Update(r.Resources)
+	return nil, c.runtime().update(ctx, c, r.Resources)
 }
 
 func (c *container) controlGroup() (*cgroup.Group, error) {
@@ -243,13 +240,9 @@ func (s *Server) freeze(ctx context.Context, id string, on bool) error {
 	if err != nil {
 		return err
 	}
-	g, err := c.controlGroup()
-	if err != nil {
-		return err
-	}
-	from, to, do := keeper.Running, keeper.Paused, g.Freeze
+	from, to := keeper.Running, keeper.Paused
 	if !on {
-		from, to, do = to, from, g.Thaw
+		from, to = to, from
 	}
 	switch state := c.status().State; state {
 	case to:
@@ -258,7 +251,7 @@ func (s *Server) freeze(ctx context.Context, id string, on bool) error {
 	default:
 		return errs.New(errs.FailedPrecondition, "container %s is %s, not %s", id, state, from)
 	}
-	if err := do(ctx); err != nil {
+	if err := c.runtime().freeze(ctx, c, on); err != nil {
 		return err
 	}
 	// A keeper that dies here finds out what is true by asking the kernel.

@@ -15,7 +15,6 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/trace"
-	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -100,9 +99,11 @@ func (s *Server) begin(ctx context.Context, f *frame) (spec keeper.MakeRequest, 
 // record tells to record that: Run does not, as it goes on at once.
 func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record bool) (_ *container, err error) {
 	c := s.newContainer(spec.ID)
+	s.births.RLock()
+	defer s.births.RUnlock()
 	c.child = true
 	c.rec.Status = keeper.Status{ID: spec.ID, State: keeper.Creating, Cgroup: spec.Cgroup, CreatedAt: time.Now(), Labels: spec.Labels}
-	c.rec.Log, c.rec.Pause = spec.Log, spec.Pause
+	c.rec.Log, c.rec.Pause, c.rec.Runtime = spec.Log, spec.Pause, spec.Runtime
 	c.rec.Terminal = spec.OCI.Process != nil && spec.OCI.Process.Terminal && !spec.Pause
 	if !c.rec.Terminal && !spec.Pause {
 		c.rec.Stdin, c.rec.StdinOnce = spec.Stdin, spec.StdinOnce
@@ -149,7 +150,7 @@ func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record boo
 	}
 	faultCreateStreams.Hit()
 	_, step = trace.Start(ctx, "keeper cgroup")
-	c.group, err = s.cg.Create(spec.Cgroup, res)
+	c.group, err = c.runtime().group(spec.Cgroup, res)
 	step.End(&err)
 	if err != nil {
 		return nil, err
@@ -159,16 +160,14 @@ func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record boo
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.exec.Create(ctx, executor.Config{
-		ID: spec.ID, Spec: spec.OCI, Rootfs: spec.Rootfs, Cgroup: c.group, Pause: spec.Pause,
-		Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2],
-	})
+	p, err := c.runtime().create(ctx, c, &spec, stdio)
 	closeAll(stdio[:])
 	if err != nil {
 		return nil, err
 	}
 	faultCreateCloned.Hit()
 	c.gate = p
+	c.child = c.rec.Runtime == nil || ownChild(p.PID())
 	if c.pidfd, err = duplicate(p.PIDFD()); err != nil {
 		pidfd.Signal(p.PIDFD(), unix.SIGKILL)
 		pidfd.Reap(p.PIDFD(), true)
@@ -269,7 +268,7 @@ func (c *container) start(ctx context.Context) (keeper.Started, error) {
 }
 
 // startFailed records the end of a container whose program could not be executed.
-func (c *container) startFailed(gate *executor.Process, err error) {
+func (c *container) startFailed(gate process, err error) {
 	c.mu.Lock()
 	c.gate, c.starting = nil, false
 	f := c.pidfd

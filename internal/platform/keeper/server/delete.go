@@ -130,6 +130,16 @@ func (s *Server) remove(ctx context.Context, c *container) error {
 			}
 		}
 		faultDeleteKilled.Hit()
+	}
+	if err := c.runtime().remove(ctx, c); err != nil {
+		return err
+	}
+	if c.rec.Runtime != nil { // which may have used up the time
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), recoverTimeout)
+		defer cancel()
+	}
+	if g != nil {
 		if err := g.Remove(ctx); err != nil {
 			return err
 		}

@@ -3,13 +3,13 @@ package server
 import (
 	"context"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
-	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -24,6 +24,8 @@ var (
 type execProcess struct {
 	owner *client // guarded by Server.mu; nil: nobody will ask
 	id    uint64
+	pid   int
+	stray bool // in Server.strays
 
 	mu    sync.Mutex
 	pidfd *os.File
@@ -47,7 +49,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 		return nil, nil, err
 	}
 	c.mu.Lock()
-	state, starting, group := c.rec.Status, c.starting, c.group
+	state, starting := c.rec.Status, c.starting
 	var first *os.File
 	if c.pidfd != nil {
 		first, err = duplicate(c.pidfd)
@@ -65,21 +67,13 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 	if r.Process.OOMScoreAdj == nil {
 		r.Process.OOMScoreAdj = &c.rec.OOMScore
 	}
-	conf := executor.ExecConfig{PID: state.PID, PIDFD: first, Process: r.Process, Cgroup: group}
-	if conf.Seccomp, err = s.profile(c.rec.Seccomp); err != nil {
-		return nil, nil, err
-	}
+	var stdio [3]*os.File
 	for i, name := range r.Streams {
-		switch name {
-		case 'i':
-			conf.Stdin = f.Files[i]
-		case 'o':
-			conf.Stdout = f.Files[i]
-		case 'e':
-			conf.Stderr = f.Files[i]
-		}
+		stdio[strings.IndexRune("ioe", name)] = f.Files[i]
 	}
-	p, err := s.exec.Exec(ctx, conf)
+	s.births.RLock()
+	defer s.births.RUnlock()
+	p, err := c.runtime().exec(ctx, c, first, &r, stdio)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -93,7 +87,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 		}
 		return nil, nil, err
 	}
-	e := &execProcess{owner: cl, done: make(chan struct{})}
+	e := &execProcess{owner: cl, pid: p.PID(), done: make(chan struct{})}
 	theirs, err := duplicate(p.PIDFD())
 	if err == nil {
 		files = append(files, theirs)
@@ -150,7 +144,9 @@ func (s *Server) execEnded(e *execProcess) {
 	e.pidfd = nil
 	close(e.done)
 	s.mu.Lock()
-	if e.owner == nil {
+	if e.stray {
+		delete(s.strays, e.pid)
+	} else if e.owner == nil {
 		delete(s.execs, e.id)
 	}
 	s.mu.Unlock()

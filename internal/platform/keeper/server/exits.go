@@ -1,9 +1,7 @@
 package server
 
 import (
-	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -149,24 +147,12 @@ func (c *container) ended(x keeper.Exit) bool {
 // neverBegan tells of a container that a keeper meant to start and was killed before it
 // had: its init found the gate gone.
 func (c *container) neverBegan(code int) bool {
-	return c.out.log != nil && !c.out.log.pos.begun && code == plan.GateLost
+	return c.rec.Runtime == nil && c.out.log != nil && !c.out.log.pos.begun && code == plan.GateLost
 }
 
-// settleStart finds out, for a container whose gate was about to be opened when the last
-// keeper was killed, whether it was: init either executes the program or ends, at once.
-func (c *container) settleStart(ctx context.Context) {
-	for ctx.Err() == nil {
-		exe := readExe(c.rec.Status.PID)
-		if pidfd.Poll(c.pidfd)&unix.POLLIN != 0 {
-			return // its exit code tells
-		}
-		if exe != "" && !strings.HasPrefix(exe, initExe) {
-			if err := c.out.log.begun(); err != nil {
-				c.warn("that a container has begun could not be recorded", "error", err)
-			}
-			return
-		}
-		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
-		unix.Poll(p, 1)
+// begun records that the program was executed.
+func (c *container) begun() {
+	if err := c.out.log.begun(); err != nil {
+		c.warn("that a container has begun could not be recorded", "error", err)
 	}
 }

@@ -15,10 +15,15 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 )
 
 // recordVersion is raised when an older keeper could not read a record any more.
-const recordVersion = 1
+const recordVersion = 2
+
+// plainVersion is that of records without a Runtime, by which a keeper that knows no runtimes
+// would leave what they have made.
+const plainVersion = 1
 
 // record is what a restarted keeper needs to know: <dir>/state.json.
 type record struct {
@@ -34,12 +39,19 @@ type record struct {
 	Seccomp   string `json:",omitempty"` // name of the profile, for exec
 	OOMScore  int    `json:",omitempty"` // for exec
 	Deleting  bool   `json:",omitempty"`
+	// Runtime made it; nil: our own executor.
+	Runtime *ociruntime.Runtime `json:",omitempty"`
+	// Unsettled: the runtime was asked to freeze or thaw it, and has not answered.
+	Unsettled bool `json:",omitempty"`
 }
 
 // save replaces the record. A kill leaves the old one or the new one. It is called with
 // mu held, or before c is known to others.
 func (c *container) save() error {
-	c.rec.Version = recordVersion
+	c.rec.Version = plainVersion
+	if c.rec.Runtime != nil {
+		c.rec.Version = recordVersion
+	}
 	raw, err := json.Marshal(&c.rec)
 	if err != nil {
 		return err

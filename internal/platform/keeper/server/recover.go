@@ -12,6 +12,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
@@ -32,6 +33,9 @@ const (
 // recover reads every container's directory and goes on with it. One that cannot be
 // gone on with does not keep the others from it.
 func (s *Server) recover() error {
+	if err := ociruntime.SweepConsoles(s.o.Dir); err != nil {
+		return err
+	}
 	ents, err := os.ReadDir(filepath.Join(s.o.Dir, "containers"))
 	if err != nil {
 		return err
@@ -96,7 +100,7 @@ func (s *Server) recoverOne(c *container) error {
 	}
 	c.child = ownChild(st.PID)
 	if c.group != nil {
-		if frozen, err := c.group.Frozen(); err == nil && frozen {
+		if frozen, err := c.runtime().frozen(ctx, c); err == nil && frozen {
 			st.State = keeper.Paused
 		} else if err == nil {
 			st.State = keeper.Running
@@ -104,8 +108,13 @@ func (s *Server) recoverOne(c *container) error {
 	}
 	if c.out.log != nil && !c.out.log.pos.begun {
 		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-		c.settleStart(ctx)
+		unstarted := c.runtime().settle(ctx, c)
 		cancel()
+		if unstarted {
+			s.log.Info("a container that was never started is removed", "container", c.id)
+			s.discard(c)
+			return nil
+		}
 		// One that never began is gone before anybody asks for it.
 		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
 		if n, _ := unix.Poll(p, 0); n > 0 {

@@ -57,11 +57,17 @@ type Server struct {
 
 	// gate is held for reading by every operation, and for writing by an upgrade.
 	gate sync.RWMutex
+	// births is held for reading while a child is made that is not yet known by its container
+	// or its exec, and for writing by who looks for children that nobody knows.
+	births  sync.RWMutex
+	orphans *time.Timer // looks for them
 
 	mu         sync.Mutex
 	containers map[string]*container
 	execs      map[uint64]*execProcess
 	nextExec   uint64
+	strays     map[int]struct{} // children that are nobody's, by process
+	adopting   int              // commands of runtimes, whose orphans become ours
 	clients    map[*client]struct{}
 	listener   *net.UnixListener
 	stopping   chan struct{}
@@ -77,8 +83,10 @@ func Open(o Options) (_ *Server, err error) {
 		o: o, log: o.Log,
 		containers: make(map[string]*container), execs: make(map[uint64]*execProcess),
 		clients: make(map[*client]struct{}), stopping: make(chan struct{}),
-		decoded: make(map[string]*specs.LinuxSeccomp), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory),
+		strays: make(map[int]struct{}), decoded: make(map[string]*specs.LinuxSeccomp), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory),
 	}
+	s.orphans = time.AfterFunc(time.Hour, s.adoptOrphans)
+	s.orphans.Stop()
 	for _, dir := range []string{"containers", "seccomp"} {
 		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o700); err != nil {
 			return nil, err

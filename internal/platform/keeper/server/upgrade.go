@@ -74,7 +74,10 @@ func (s *Server) opUpgrade(ctx context.Context, _ *client, f *frame) (any, []*os
 	if err := f.Decode(&r); err != nil {
 		return nil, nil, err
 	}
-	if err := checkBinary(ctx, r.Binary); err != nil {
+	s.births.RLock()
+	err := checkBinary(ctx, r.Binary)
+	s.births.RUnlock()
+	if err != nil {
 		return nil, nil, err
 	}
 	s.gate.Lock() // no operation is under way
@@ -213,33 +216,7 @@ func (s *Server) inheritRest() {
 		f.Close()
 	}
 	s.inherited = nil
+	s.subreaper(0)
 	s.adoptStrays()
 	faultUpgradeDone.Hit()
-}
-
-// adoptStrays reaps, when they end, the children that the binary before us had
-// started by exec in containers. Their clients ask the kernel for the exit code.
-func (s *Server) adoptStrays() {
-	known := make(map[int]bool)
-	s.mu.Lock()
-	for _, c := range s.containers {
-		known[c.status().PID] = true
-	}
-	s.mu.Unlock()
-	lists, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, list := range lists {
-		raw, _ := os.ReadFile(list)
-		for _, w := range strings.Fields(string(raw)) {
-			pid, _ := strconv.Atoi(w)
-			if known[pid] {
-				continue
-			}
-			fd, err := unix.PidfdOpen(pid, 0)
-			if err != nil {
-				continue
-			}
-			e := &execProcess{done: make(chan struct{}), pidfd: os.NewFile(uintptr(fd), "pidfd")}
-			s.poll.watch(fd, unix.EPOLLIN, func(uint32) { s.execEnded(e) })
-		}
-	}
 }

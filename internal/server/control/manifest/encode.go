@@ -50,6 +50,9 @@ func EncodePod(s *pod.Spec) *corev1.Pod {
 	}
 	o.HostNetwork, o.HostPID, o.HostIPC = s.HostNetwork, s.HostPID, s.HostIPC
 	o.ShareProcessNamespace = yes(s.SharePID)
+	if s.Handler != "" {
+		o.RuntimeClassName = &s.Handler
+	}
 	o.SecurityContext = encodePodSecurity(&s.Security)
 	if r := encodeResources(s.Resources); r.Limits != nil || r.Requests != nil {
 		o.Resources = &r

@@ -50,6 +50,10 @@ func (d *decoder) pod(p *corev1.Pod) *pod.Spec {
 			d.invalid("spec.shareProcessNamespace", "cannot be together with hostPID: the pod has no process namespace of its own to share")
 		}
 	}
+	if v := s.RuntimeClassName; v != nil && *v != "" { // it names the handler itself: there are no RuntimeClasses
+		d.all("spec.runtimeClassName", dnsLabel(*v))
+		out.Handler = *v
+	}
 	if s.Hostname != "" {
 		d.all("spec.hostname", dnsLabel(s.Hostname))
 		out.Hostname = s.Hostname
