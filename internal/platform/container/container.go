@@ -9,6 +9,7 @@
 //	config.json  its specification, as it was when it was created
 //	gate         the FIFO at which its process waits to be started
 //	notify/      the socket of sd_notify(3), where the caller has one
+//	root/        where a restore has the root filesystem, in a mount namespace of its own
 //
 // The record holds what the kernel cannot tell: which process and which control group
 // are the container's. Everything else is asked of the kernel each time, so that it

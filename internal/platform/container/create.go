@@ -63,7 +63,12 @@ type CreateOptions struct {
 
 // Create makes a container and its process, which then waits to be started. On error
 // nothing is left.
-func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
+func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (*Container, error) {
+	return s.create(ctx, id, o, (*Container).launch)
+}
+
+// create makes a container whose process launch makes and records.
+func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch func(*Container, context.Context, CreateOptions) error) (_ *Container, err error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
@@ -118,7 +123,7 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 		return nil, err
 	}
 	afterIntent.Hit()
-	if err := c.launch(ctx, o); err != nil {
+	if err := launch(c, ctx, o); err != nil {
 		return nil, err
 	}
 	afterRecord.Hit()

@@ -1,0 +1,279 @@
+package criu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/sysmon"
+)
+
+// Request is one that CRIU gets.
+type Request struct {
+	Type    Type
+	Options *Options
+	// Stdio are CRIU's standard streams, which what is restored can inherit; nil is
+	// /dev/null. Extra are its descriptors from FirstExtra on.
+	Stdio [3]*os.File
+	Extra []*os.File
+	// Started is called when CRIU waits for the request, to put it where what it
+	// restores is to be.
+	Started func(pid int) error
+	// Notify is told of what CRIU has come to. It waits meanwhile, and gives up on an error.
+	Notify func(*Notification) error
+	// Spawn, where it is set, calls start, which starts CRIU, on a thread that is in the
+	// namespaces that CRIU is to be in.
+	Spawn func(start func() error) error
+
+	features Features
+	stderr   io.Writer
+}
+
+// FirstExtra is what Request.Extra begin at: the socket comes before them.
+const FirstExtra = socketFD + 1
+
+const socketFD = 3
+
+// Notification is a stage that CRIU has come to ("action scripts" of criu(8)).
+type Notification struct {
+	// Script is its name: "post-dump", "setup-namespaces", "post-restore", …
+	Script string
+	// PID is that of the tree's first process, as we see it, 0 where there is none.
+	PID int
+	// File came with it: with "orphan-pts-master" a terminal's master. It is closed after
+	// Notify, unless that takes it by setting it to nil.
+	File *os.File
+}
+
+// Features are what not every kernel can.
+type Features struct {
+	MemoryTracking bool // tells which pages were written to
+	LazyPages      bool // userfaultfd
+}
+
+// Features asks for those that are set in want.
+func (c *CRIU) Features(ctx context.Context, want Features) (Features, error) {
+	r, err := c.talk(ctx, &Request{Type: featureCheck, features: want})
+	return r.features, err
+}
+
+// Do has a request carried out. When ctx ends, CRIU is told at its next notification; it then
+// takes back what it did: processes that it was to save go on, those that it was to
+// restore end. It is never killed, as those would be left with its code in them.
+//
+// An error that is CRIU's is errs.FailedPrecondition; Reasons tells more.
+func (c *CRIU) Do(ctx context.Context, r *Request) (err error) {
+	_, err = c.talk(ctx, r)
+	return err
+}
+
+// talk starts CRIU, has it carry out the request, and waits for its end.
+func (c *CRIU) talk(ctx context.Context, r *Request) (_ response, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return response{}, fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := fds[0], os.NewFile(uintptr(fds[1]), "criu")
+	open := true
+	hangUp := func() {
+		if open {
+			unix.Close(ours)
+			open = false
+		}
+	}
+	defer hangUp()
+	wait, err := c.start(r, theirs)
+	theirs.Close()
+	if err != nil {
+		return response{}, err
+	}
+	resp, err := c.converse(ctx, r, ours, wait.pid)
+	// At the end of the conversation CRIU ends: it has no more to do, or is not to go on.
+	hangUp()
+	status, werr := wait.wait()
+	switch {
+	case err != nil:
+		return resp, err
+	case werr != nil:
+		return resp, fmt.Errorf("wait for CRIU: %w", werr)
+	case !status.Success() && r.Type != PreDump: // after which CRIU waits for the next, in vain
+		return resp, errs.New(errs.FailedPrecondition, "CRIU: %s", status)
+	}
+	return resp, nil
+}
+
+// running is a CRIU.
+type running struct {
+	pid  int
+	wait func() (*os.ProcessState, error)
+}
+
+func (c *CRIU) start(r *Request, socket *os.File) (_ running, err error) {
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return running{}, err
+	}
+	defer null.Close()
+	files := make([]*os.File, 0, FirstExtra+len(r.Extra))
+	for _, f := range r.Stdio {
+		if f == nil {
+			f = null
+		}
+		files = append(files, f)
+	}
+	said := make(chan struct{})
+	var in *os.File
+	if r.stderr != nil {
+		out, w, err := os.Pipe()
+		if err != nil {
+			return running{}, err
+		}
+		in, files[2] = w, w
+		go func() {
+			defer close(said)
+			defer out.Close()
+			io.Copy(r.stderr, out)
+		}()
+	} else {
+		close(said)
+	}
+	files = append(append(files, socket), r.Extra...)
+	attr := &os.ProcAttr{Dir: "/", Files: files}
+	if r.Type != Restore {
+		// Nobody's Ctrl-C ends it while processes stand still for it. What is restored may
+		// have to be in our process group (Options.ShellJob).
+		attr.Sys = &syscall.SysProcAttr{Setpgid: true}
+	}
+	var p *os.Process
+	start := func() (err error) {
+		sysmon.Spawn(func() { p, err = os.StartProcess(c.path, []string{"criu", "swrk", fmt.Sprint(socketFD)}, attr) })
+		return err
+	}
+	if r.Spawn != nil {
+		err = r.Spawn(start)
+	} else {
+		err = start()
+	}
+	if in != nil {
+		in.Close()
+	}
+	if err != nil {
+		<-said
+		return running{}, fmt.Errorf("start CRIU: %w", err)
+	}
+	return running{p.Pid, func() (*os.ProcessState, error) {
+		st, err := p.Wait()
+		<-said
+		return st, err
+	}}, nil
+}
+
+// converse sends the request and answers CRIU until it has answered.
+func (c *CRIU) converse(ctx context.Context, r *Request, socket, pid int) (response, error) {
+	if r.Started != nil {
+		if err := r.Started(pid); err != nil {
+			return response{}, err
+		}
+	}
+	if err := unix.Send(socket, r.encode(), unix.MSG_NOSIGNAL); err != nil {
+		return response{}, fmt.Errorf("ask CRIU: %w", err)
+	}
+	for {
+		resp, file, err := receive(socket)
+		if err != nil {
+			return resp, err
+		}
+		if resp.kind != notify {
+			if file != nil {
+				file.Close()
+			}
+			return resp, resp.failure(r.Type)
+		}
+		if err = context.Cause(ctx); err == nil && r.Notify != nil {
+			n := Notification{Script: resp.script, PID: resp.pid, File: file}
+			err = r.Notify(&n)
+			file = n.File
+		}
+		if file != nil {
+			file.Close()
+		}
+		if e := unix.Send(socket, acknowledge(err == nil), unix.MSG_NOSIGNAL); e != nil && err == nil {
+			err = fmt.Errorf("answer CRIU: %w", e)
+		}
+		if err != nil {
+			// It takes back what it did, and says so.
+			for {
+				resp, file, e := receive(socket)
+				if file != nil {
+					file.Close()
+				}
+				if e != nil || resp.kind != notify {
+					return resp, err
+				}
+				if unix.Send(socket, acknowledge(true), unix.MSG_NOSIGNAL) != nil {
+					return resp, err
+				}
+			}
+		}
+	}
+}
+
+// failure is the error of a response that tells of one.
+func (r *response) failure(asked Type) error {
+	if r.success && r.kind == asked {
+		return nil
+	}
+	what := asked.String() + " failed"
+	if r.kind != asked {
+		what = "it answered the " + asked.String() + " with a " + r.kind.String()
+	}
+	if r.message != "" {
+		what += ": " + r.message
+	}
+	if r.errno != 0 {
+		what += ": " + unix.ErrnoName(syscall.Errno(r.errno))
+	}
+	return errs.New(errs.FailedPrecondition, "CRIU: %s", what)
+}
+
+// receive takes CRIU's next message, with the descriptor that came with it.
+func receive(socket int) (r response, file *os.File, err error) {
+	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4))
+	var n, oobn, flags int
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if oobn > 0 {
+		if ms, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(ms) == 1 {
+			if fds, err := unix.ParseUnixRights(&ms[0]); err == nil && len(fds) == 1 {
+				file = os.NewFile(uintptr(fds[0]), "criu")
+			}
+		}
+	}
+	switch {
+	case err == nil && n == 0 || errors.Is(err, unix.ECONNRESET):
+		err = errs.New(errs.FailedPrecondition, "CRIU ended without an answer")
+	case err != nil:
+		err = fmt.Errorf("listen to CRIU: %w", err)
+	case flags&unix.MSG_TRUNC != 0:
+		err = errs.New(errs.Internal, "CRIU's message has more than %d bytes", len(buf))
+	default:
+		if r, err = parse(buf[:n]); err != nil {
+			err = fmt.Errorf("CRIU's message: %w", err)
+		}
+	}
+	if err != nil && file != nil {
+		file.Close()
+		file = nil
+	}
+	return r, file, err
+}
