@@ -30,9 +30,10 @@ type Images struct {
 	// Dir is the directory of the images. Work, where it is not empty, is that of logs and
 	// statistics.
 	Dir, Work string
-	// Cgroups is what CRIU does with control groups: soft, full, strict or ignore. "" saves and
-	// restores the groups that a container has made below its own, if there are any. The
-	// container's own is made by a restore in any case, with the limits of the specification.
+	// Cgroups is what CRIU does with control groups: soft, full, strict or ignore. "" is soft
+	// where a container has made groups below its own, else ignore, and for a restore what the
+	// checkpoint was made with. The container's own is made by a restore in any case, with the
+	// limits of the specification.
 	Cgroups string
 
 	TCPEstablished, TCPClose bool
@@ -63,8 +64,11 @@ type CheckpointOptions struct {
 	Status *os.File
 }
 
-// descriptors is the file beside the images that tells what the standard streams were.
-const descriptors = "descriptors.json"
+// Files of ours beside the images. The first is known to runc too.
+const (
+	descriptors = "descriptors.json"    // what the standard streams were
+	cgroupsMode = "manage-cgroups-mode" // how control groups were saved
+)
 
 // Checkpoint saves a running container. Unless it is to go on, its processes have ended and
 // it has been deleted when Checkpoint returns; on error it runs as before. What is wrong with CRIU or
@@ -94,7 +98,7 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (err er
 	if err != nil {
 		return err
 	}
-	dump, err := c.dumpOptions(ctx, tool, o)
+	dump, err := c.dumpOptions(ctx, tool, &o)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, err)
 	}
@@ -112,6 +116,9 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (err er
 	if o.PreDump {
 		req.Type = criu.PreDump
 	} else if err := c.dumpOutside(spec, dump); err != nil {
+		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, err)
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, cgroupsMode), []byte(o.Cgroups), 0o600); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, err)
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -157,7 +164,7 @@ func (i *Images) mode() (criu.CgroupMode, error) {
 	return 0, errs.New(errs.Invalid, "manage-cgroups-mode %q: use soft, full, strict or ignore", i.Cgroups)
 }
 
-// options are those that saving and restoring have in common. The directories are to be closed.
+// options are those that saving and restoring have in common.
 func (i *Images) options(log string) (o *criu.Options, err error) {
 	o = &criu.Options{
 		LogFile: log, TCPEstablished: i.TCPEstablished, TCPClose: i.TCPClose, ExtUnixSockets: i.ExtUnixSockets, ShellJob: i.ShellJob,
@@ -166,8 +173,14 @@ func (i *Images) options(log string) (o *criu.Options, err error) {
 		// Interfaces are whoever's that made them, as at a create.
 		EmptyNamespaces: unix.CLONE_NEWNET,
 	}
+	o.Cgroups, err = i.mode()
+	return o, err
+}
+
+// openDirs opens the directories, which are to be closed.
+func (i *Images) openDirs(o *criu.Options) (err error) {
 	if o.Images, err = os.Open(i.Dir); err != nil {
-		return nil, fmt.Errorf("open the images: %w", err)
+		return fmt.Errorf("open the images: %w", err)
 	}
 	if i.Work != "" {
 		if err = os.MkdirAll(i.Work, 0o700); err == nil {
@@ -175,10 +188,10 @@ func (i *Images) options(log string) (o *criu.Options, err error) {
 		}
 		if err != nil {
 			o.Images.Close()
-			return nil, fmt.Errorf("open the work directory: %w", err)
+			return fmt.Errorf("open the work directory: %w", err)
 		}
 	}
-	return o, nil
+	return nil
 }
 
 // explain adds to an error what CRIU's log tells of it.
@@ -187,18 +200,11 @@ func (i *Images) explain(err error, log string) error {
 	if i.Work != "" {
 		dir = i.Work
 	}
-	file := filepath.Join(dir, log)
-	if why := criu.Reasons(file); why != "" {
-		err = fmt.Errorf("%w: %s", err, why)
-	}
-	if _, e := os.Stat(file); e == nil {
-		err = fmt.Errorf("%w (all of it: %s)", err, file)
-	}
-	return err
+	return criu.Explain(err, filepath.Join(dir, log))
 }
 
 // dumpOptions are those of a request to save the container.
-func (c *Container) dumpOptions(ctx context.Context, tool *criu.CRIU, o CheckpointOptions) (_ *criu.Options, err error) {
+func (c *Container) dumpOptions(ctx context.Context, tool *criu.CRIU, o *CheckpointOptions) (_ *criu.Options, err error) {
 	want := criu.Features{MemoryTracking: o.PreDump || o.Parent != "", LazyPages: o.LazyPages}
 	if want != (criu.Features{}) {
 		have, err := tool.Features(ctx, want)
@@ -232,7 +238,18 @@ func (c *Container) dumpOptions(ctx context.Context, tool *criu.CRIU, o Checkpoi
 	if err := c.strangers(g); err != nil {
 		return nil, err
 	}
+	if o.Cgroups == "" {
+		// CRIU looks at groups by mounting their filesystem again, which on cgroup v2 takes options
+		// away from the host's own (nsdelegate, memory_recursiveprot): only where it has to.
+		o.Cgroups = "ignore"
+		if g != nil && hasGroupsBelow(g) {
+			o.Cgroups = "soft"
+		}
+	}
 	d, err := o.options("dump.log")
+	if err == nil {
+		err = o.openDirs(d)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -246,17 +263,7 @@ func (c *Container) dumpOptions(ctx context.Context, tool *criu.CRIU, o Checkpoi
 			d.FreezeCgroup = dirs[""]
 		}
 	}
-	if o.Cgroups != "" {
-		d.Cgroups, err = o.mode()
-	} else {
-		// CRIU looks at groups by mounting their filesystem again, which on cgroup v2 takes options
-		// away from the host's own (nsdelegate, memory_recursiveprot): only where it has to.
-		d.Cgroups = criu.CgroupsIgnore
-		if g != nil && hasGroupsBelow(g) {
-			d.Cgroups = criu.CgroupsSoft
-		}
-	}
-	return d, err
+	return d, nil
 }
 
 // hasGroupsBelow tells whether processes of the group are in groups of its own making.

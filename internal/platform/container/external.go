@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
@@ -110,8 +111,18 @@ func (t *mountTable) external(spec *specs.Spec) (list []criu.Pair, err error) {
 			continue
 		}
 		claimed[at.ID] = true
-		if isBind(m) {
+		switch {
+		case isBind(m):
 			binds = append(binds, at)
+		case isCgroup(m) && !ownNamespace(spec, specs.CgroupNamespace):
+			// The groups' directories, bound: in it, or below it where there are several.
+			if at.Root != "/" {
+				binds = append(binds, at)
+			}
+			for _, c := range t.children[at.ID] {
+				claimed[c.ID] = true
+				binds = append(binds, c)
+			}
 		}
 	}
 	add := func(point, name string) { list = append(list, criu.Pair{Key: point, Value: name}) }
@@ -160,6 +171,8 @@ func isBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
+func isCgroup(m specs.Mount) bool { return m.Type == "cgroup" || m.Type == "cgroup2" }
+
 // privately runs fn on a thread with a mount namespace of its own, which is gone with what
 // is mounted in it once fn has returned and what it started there has ended.
 func privately(fn func() error) error {
@@ -180,7 +193,7 @@ func privately(fn func() error) error {
 // Everything is mounted for it, in a namespace that ends with the call, as a mount point may be
 // in another mount: of filesystems that are restored with what is in them there is an
 // empty one in their place.
-func sources(spec *specs.Spec, bundle, rootfs string) (list []criu.Pair, err error) {
+func sources(spec *specs.Spec, bundle, rootfs string, g *cgroup.Group) (list []criu.Pair, err error) {
 	add := func(name, source string) { list = append(list, criu.Pair{Key: name, Value: source}) }
 	err = privately(func() error {
 		root, err := unix.Open(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -196,10 +209,20 @@ func sources(spec *specs.Spec, bundle, rootfs string) (list []criu.Pair, err err
 				source = filepath.Join(bundle, source)
 			}
 			if err := place(root, dest, source, func(at string, below []string) {
+				name, _ := strings.CutPrefix(at, rootfs)
+				if isCgroup(m) && !ownNamespace(spec, specs.CgroupNamespace) {
+					dirs := g.Dirs()
+					for _, dir := range dirs {
+						add(name, dir)
+						if len(dirs) > 1 {
+							hierarchy := strings.TrimSuffix(dir, g.Path())
+							list[len(list)-1].Key += "/" + path.Base(hierarchy)
+						}
+					}
+				}
 				if source == "" {
 					return
 				}
-				name, _ := strings.CutPrefix(at, rootfs)
 				add(name, source)
 				for _, b := range below {
 					add(name+b, source+b)

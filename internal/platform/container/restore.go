@@ -14,6 +14,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
@@ -34,6 +35,12 @@ func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Imag
 	streams, err := savedStreams(im.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if im.Cgroups == "" {
+		im.Cgroups = "soft" // an image of runc's
+		if data, err := os.ReadFile(filepath.Join(im.Dir, cgroupsMode)); err == nil {
+			im.Cgroups = string(data)
+		}
 	}
 	tool, err := im.open(ctx)
 	if err != nil {
@@ -69,22 +76,15 @@ func (r *restoring) do(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer opts.Images.Close()
-	if opts.Work != nil {
-		defer opts.Work.Close()
-	}
-	if opts.Mounts, err = sources(r.spec, r.rec.Bundle, r.rec.Rootfs); err != nil {
-		return err
-	}
-	opts.Sibling, opts.EvasiveDevices = true, true
-	if r.images.Cgroups != "" {
-		opts.Cgroups, err = r.images.mode()
-	} else if _, e := os.Stat(filepath.Join(r.images.Dir, "cgroup.img")); e == nil {
-		opts.Cgroups = criu.CgroupsSoft
-	}
+	g, err := r.makeGroup(r.spec)
 	if err != nil {
 		return err
 	}
+	afterGroup.Hit()
+	if opts.Mounts, err = sources(r.spec, r.rec.Bundle, r.rec.Rootfs, g); err != nil {
+		return err
+	}
+	opts.Sibling, opts.EvasiveDevices = true, true
 	req := &criu.Request{Type: criu.Restore, Options: opts}
 	defer func() {
 		for _, f := range req.Extra {
@@ -95,33 +95,16 @@ func (r *restoring) do(ctx context.Context) error {
 		return err
 	}
 	r.inherit(req)
-	g, err := r.makeGroup(r.spec)
-	if err != nil {
-		return err
-	}
-	afterGroup.Hit()
-	req.Started = func(pid int) error {
-		if err := g.Add(pid); err != nil {
-			return err
-		}
-		if opts.Cgroups != criu.CgroupsIgnore {
-			opts.CgroupRoots, err = cgroupRoots(pid)
-		}
-		return err
-	}
 	// CRIU wants the root to be a mount, whose parent nothing is mounted over.
 	opts.Root = r.dir + "/root"
 	if err := os.Mkdir(opts.Root, 0o700); err != nil {
 		return fmt.Errorf("make a place for the root filesystem: %w", err)
 	}
-	req.Spawn = func(start func() error) error {
-		return privately(func() error {
-			if err := unix.Mount(r.rec.Rootfs, opts.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-				return fmt.Errorf("bind the root filesystem: %w", err)
-			}
-			return start()
-		})
-	}
+	req.Spawn = func(start criu.Start) error { return r.spawn(g, opts, start) }
+	defer func() {
+		opts.Images.Close() // both may be nil
+		opts.Work.Close()
+	}()
 	req.Notify = func(n *criu.Notification) error { return r.notified(ctx, n) }
 	err = r.tool.Do(ctx, req)
 	if err == nil && r.pidfd == nil {
@@ -137,6 +120,33 @@ func (r *restoring) do(ctx context.Context) error {
 		return fmt.Errorf("take away the place of the root filesystem: %w", e)
 	}
 	return nil
+}
+
+// spawn starts CRIU in the container's group, of which what it restores becomes part. It
+// is in a mount namespace of its own, which is gone with it, and where it leaves groups alone also
+// in the container's cgroup namespace, which CRIU then does not make.
+func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start) error {
+	var unshare uintptr
+	if opts.Cgroups == criu.CgroupsIgnore && ownNamespace(r.spec, specs.CgroupNamespace) {
+		unshare = unix.CLONE_NEWCGROUP
+		if !g.Clones() {
+			return errs.New(errs.Unsupported, "a cgroup namespace cannot be restored in this control group (cgroup v1, or a CPU quota that is used up): use --manage-cgroups-mode soft")
+		}
+	}
+	return privately(func() error {
+		if err := unix.Mount(r.rec.Rootfs, opts.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind the root filesystem: %w", err)
+		}
+		// It works in a directory, and mounts in it, so that has to be one of this namespace.
+		if err := r.images.openDirs(opts); err != nil {
+			return err
+		}
+		pid, err := g.SpawnOnThread(func(cgroupFD int) (int, error) { return start(cgroupFD, unshare) })
+		if err == nil && opts.Cgroups != criu.CgroupsIgnore {
+			opts.CgroupRoots, err = cgroupRoots(pid)
+		}
+		return err
+	})
 }
 
 // namespaces adds those that the container joins.

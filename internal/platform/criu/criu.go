@@ -134,13 +134,17 @@ func reasons(log string) (list []string) {
 	return list
 }
 
-// Reasons reads from CRIU's log why a request failed, "" if it does not tell.
-func Reasons(logFile string) string {
-	data, err := os.ReadFile(logFile)
-	if err != nil {
-		return ""
+// Explain adds to an error of Do what CRIU's log tells of it.
+func Explain(err error, logFile string) error {
+	data, e := os.ReadFile(logFile)
+	if e != nil {
+		return err
 	}
-	return strings.Join(reasons(string(data)), "; ")
+	why := slices.DeleteFunc(reasons(string(data)), func(s string) bool { return strings.Contains(err.Error(), s) })
+	if len(why) > 0 {
+		err = fmt.Errorf("%w: %s", err, strings.Join(why, "; "))
+	}
+	return fmt.Errorf("%w (all of it: %s)", err, logFile)
 }
 
 // tail keeps the beginning of what CRIU writes before it has a log.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,18 +23,20 @@ type Request struct {
 	// /dev/null. Extra are its descriptors from FirstExtra on.
 	Stdio [3]*os.File
 	Extra []*os.File
-	// Started is called when CRIU waits for the request, to put it where what it
-	// restores is to be.
-	Started func(pid int) error
 	// Notify is told of what CRIU has come to. It waits meanwhile, and gives up on an error.
 	Notify func(*Notification) error
-	// Spawn, where it is set, calls start, which starts CRIU, on a thread that is in the
-	// namespaces that CRIU is to be in.
-	Spawn func(start func() error) error
+	// Spawn, where it is set, has CRIU started, by calling start on a thread that is in the
+	// namespaces that CRIU is to be in. CRIU then waits for Options as they are when Spawn
+	// has returned.
+	Spawn func(start Start) error
 
 	features Features
 	stderr   io.Writer
 }
+
+// Start clones CRIU from the calling thread: into a control group of cgroup2, unless that is
+// negative, and into new namespaces that it makes itself once it is there (CLONE_NEWCGROUP).
+type Start func(cgroupFD int, unshare uintptr) (pid int, err error)
 
 // FirstExtra is what Request.Extra begin at: the socket comes before them.
 const FirstExtra = socketFD + 1
@@ -67,7 +70,7 @@ func (c *CRIU) Features(ctx context.Context, want Features) (Features, error) {
 // takes back what it did: processes that it was to save go on, those that it was to
 // restore end. It is never killed, as those would be left with its code in them.
 //
-// An error that is CRIU's is errs.FailedPrecondition; Reasons tells more.
+// An error that is CRIU's is errs.FailedPrecondition; Explain tells more.
 func (c *CRIU) Do(ctx context.Context, r *Request) (err error) {
 	_, err = c.talk(ctx, r)
 	return err
@@ -93,10 +96,10 @@ func (c *CRIU) talk(ctx context.Context, r *Request) (_ response, err error) {
 	if err != nil {
 		return response{}, err
 	}
-	resp, err := c.converse(ctx, r, ours, wait.pid)
+	resp, err := c.converse(ctx, r, ours)
 	// At the end of the conversation CRIU ends: it has no more to do, or is not to go on.
 	hangUp()
-	status, werr := wait.wait()
+	status, werr := wait()
 	switch {
 	case err != nil:
 		return resp, err
@@ -108,16 +111,11 @@ func (c *CRIU) talk(ctx context.Context, r *Request) (_ response, err error) {
 	return resp, nil
 }
 
-// running is a CRIU.
-type running struct {
-	pid  int
-	wait func() (*os.ProcessState, error)
-}
-
-func (c *CRIU) start(r *Request, socket *os.File) (_ running, err error) {
+// start starts CRIU, and returns what waits for its end.
+func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState, error), err error) {
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
-		return running{}, err
+		return nil, err
 	}
 	defer null.Close()
 	files := make([]*os.File, 0, FirstExtra+len(r.Extra))
@@ -132,7 +130,7 @@ func (c *CRIU) start(r *Request, socket *os.File) (_ running, err error) {
 	if r.stderr != nil {
 		out, w, err := os.Pipe()
 		if err != nil {
-			return running{}, err
+			return nil, err
 		}
 		in, files[2] = w, w
 		go func() {
@@ -144,43 +142,44 @@ func (c *CRIU) start(r *Request, socket *os.File) (_ running, err error) {
 		close(said)
 	}
 	files = append(append(files, socket), r.Extra...)
-	attr := &os.ProcAttr{Dir: "/", Files: files}
-	if r.Type != Restore {
-		// Nobody's Ctrl-C ends it while processes stand still for it. What is restored may
-		// have to be in our process group (Options.ShellJob).
-		attr.Sys = &syscall.SysProcAttr{Setpgid: true}
-	}
+	attr := &os.ProcAttr{Dir: "/", Files: files, Sys: &syscall.SysProcAttr{}}
+	// Nobody's Ctrl-C ends it while processes stand still for it. What is restored may have
+	// to be in our process group (Options.ShellJob).
+	attr.Sys.Setpgid = r.Type != Restore
 	var p *os.Process
-	start := func() (err error) {
+	start := func(cgroupFD int, unshare uintptr) (_ int, err error) {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD, attr.Sys.Unshareflags = cgroupFD >= 0, cgroupFD, unshare
 		sysmon.Spawn(func() { p, err = os.StartProcess(c.path, []string{"criu", "swrk", fmt.Sprint(socketFD)}, attr) })
-		return err
+		if err != nil {
+			return 0, err
+		}
+		return p.Pid, nil
 	}
 	if r.Spawn != nil {
 		err = r.Spawn(start)
 	} else {
-		err = start()
+		_, err = start(-1, 0)
 	}
 	if in != nil {
 		in.Close()
 	}
-	if err != nil {
-		<-said
-		return running{}, fmt.Errorf("start CRIU: %w", err)
-	}
-	return running{p.Pid, func() (*os.ProcessState, error) {
+	wait = func() (*os.ProcessState, error) {
 		st, err := p.Wait()
 		<-said
 		return st, err
-	}}, nil
+	}
+	if err != nil {
+		if p != nil {
+			p.Kill() // it waits for a request
+			wait()
+		}
+		return nil, fmt.Errorf("start CRIU: %w", err)
+	}
+	return wait, nil
 }
 
 // converse sends the request and answers CRIU until it has answered.
-func (c *CRIU) converse(ctx context.Context, r *Request, socket, pid int) (response, error) {
-	if r.Started != nil {
-		if err := r.Started(pid); err != nil {
-			return response{}, err
-		}
-	}
+func (c *CRIU) converse(ctx context.Context, r *Request, socket int) (response, error) {
 	if err := unix.Send(socket, r.encode(), unix.MSG_NOSIGNAL); err != nil {
 		return response{}, fmt.Errorf("ask CRIU: %w", err)
 	}
@@ -233,8 +232,8 @@ func (r *response) failure(asked Type) error {
 	if r.kind != asked {
 		what = "it answered the " + asked.String() + " with a " + r.kind.String()
 	}
-	if r.message != "" {
-		what += ": " + r.message
+	if why := reasons(r.message); len(why) > 0 {
+		what += ": " + strings.Join(why, "; ")
 	}
 	if r.errno != 0 {
 		what += ": " + unix.ErrnoName(syscall.Errno(r.errno))

@@ -1,0 +1,394 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/criu"
+)
+
+// needCRIU passes over the test where CRIU does not work, and says why. In the test machine it has to.
+func needCRIU(t *testing.T) {
+	t.Helper()
+	if _, err := criu.Open(t.Context(), "criu"); err != nil {
+		if os.Getenv("ORLOP_TEST_CRIU") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("run by test/vm (TestHosts/v2/criu): ", err)
+	}
+}
+
+// counterRig is a rig with testdata/counter as its program.
+func counterRig(t *testing.T, args ...string) *rig {
+	t.Helper()
+	r := newRig(t, append([]string{"/bin/counter"}, args...)...)
+	data, err := os.ReadFile(built + "/counter")
+	if err == nil {
+		err = os.WriteFile(r.bundle+"/rootfs/bin/counter", data, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.spec.Mounts = append(r.spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"})
+	limit := int64(200 << 20)
+	r.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+	r.save()
+	return r
+}
+
+// lines are those that the counter has written, each of which must follow from the one before.
+func (r *rig) lines() (n int) {
+	r.t.Helper()
+	data, err := os.ReadFile(r.bundle + "/rootfs/log")
+	if err != nil {
+		return 0
+	}
+	sum := 0
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasSuffix(line, "\n") {
+			break // on its way
+		}
+		n++
+		sum += n
+		if want := fmt.Sprintf("%d %d ok kept 1\n", n, sum); line != want {
+			r.t.Fatalf("line %q, want %q", line, want)
+		}
+	}
+	return n
+}
+
+// counts waits until some more has been counted, and returns how far it is.
+func (r *rig) counts() (n int) {
+	r.t.Helper()
+	was := r.lines()
+	eventually(r.t, "it does not count", func() (bool, string) {
+		n = r.lines()
+		return n > was+3, fmt.Sprint(n)
+	})
+	return n
+}
+
+// gone tells that nothing is left of the container, as after a delete.
+func (r *rig) gone() {
+	r.t.Helper()
+	r.fails("container does not exist", "state", r.id)
+	reapOrphans(false)
+	r.check()
+}
+
+// A container that was saved is gone, and goes on where it was when it is restored: memory, files,
+// pipes, children, and its limits; and it is a container as any other. Twice, as what was
+// restored is saved by other means than what was created.
+func TestCheckpoint(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	r.save()
+	limit := func() string { return r.file("memory", "memory.limit_in_bytes", "memory.max") }
+	options := hostCgroupOptions(t)
+	r.ok("run", "-d", r.id)
+	before := limit()
+	for i := range 2 {
+		dir := filepath.Join(t.TempDir(), "images")
+		n := r.counts()
+		r.ok("checkpoint", "--image-path", dir, r.id)
+		r.gone()
+		pid := filepath.Join(t.TempDir(), "pid")
+		if res := r.run("restore", "-d", "--image-path", dir, "--pid-file", pid, r.id); res.code != 0 {
+			t.Fatalf("%d: %+v\n%s", i, res, lastLines(dir+"/restore.log"))
+		}
+		st := r.state()
+		if st.Status != "running" {
+			t.Errorf("%d: status %s", i, st.Status)
+		}
+		if data, _ := os.ReadFile(pid); string(data) != fmt.Sprint(st.Pid) {
+			t.Errorf("%d: the pid file has %q, and the process is %d", i, data, st.Pid)
+		}
+		if now := r.counts(); now <= n {
+			t.Errorf("%d: it was at %d, and is at %d", i, n, now)
+		}
+		if now := limit(); now != before || before == "max" {
+			t.Errorf("%d: the memory limit was %s, and is %s", i, before, now)
+		}
+	}
+	if out := r.ok("exec", r.id, "cat", "/tmp/file"); out != "kept" {
+		t.Errorf("exec: %q", out)
+	}
+	r.ok("pause", r.id)
+	if st := r.state(); st.Status != "paused" {
+		t.Errorf("status %s", st.Status)
+	}
+	r.ok("resume", r.id)
+	if out := r.ok("events", "--stats", r.id); !strings.Contains(out, `"usage"`) {
+		t.Errorf("events: %s", out)
+	}
+	if out := r.ok("ps", r.id); strings.Count(out, "counter") < 2 {
+		t.Errorf("ps: %s", out)
+	}
+	if now := hostCgroupOptions(t); now != options {
+		t.Errorf("the host's cgroup filesystem had the options %s, and has %s", options, now)
+	}
+	r.kill()
+}
+
+// hostCgroupOptions are those of the host's cgroup filesystem.
+func hostCgroupOptions(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if strings.Contains(line, " - cgroup2 ") {
+			return line[strings.Index(line, " - "):]
+		}
+	}
+	return ""
+}
+
+func lastLines(file string) string {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	return strings.Join(lines[max(0, len(lines)-25):], "")
+}
+
+// With --leave-running it goes on, and with --pre-dump; memory that has been saved by one is left out
+// by the next. A restore is of the time of the checkpoint.
+func TestCheckpointLeavesRunning(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	dir := t.TempDir()
+	r.ok("run", "-d", r.id)
+	r.counts()
+	r.ok("checkpoint", "--pre-dump", "--image-path", dir+"/first", r.id)
+	r.counts()
+	r.fails("must be relative", "checkpoint", "--image-path", dir+"/second", "--parent-path", dir+"/first", r.id)
+	r.fails("invalid --parent-path", "checkpoint", "--image-path", dir+"/second", "--parent-path", "../none", r.id)
+	r.ok("checkpoint", "--leave-running", "--work-path", dir+"/work", "--image-path", dir+"/second", "--parent-path", "../first", r.id)
+	if _, err := os.Stat(dir + "/work/dump.log"); err != nil {
+		t.Error(err)
+	}
+	saved := r.lines()
+	r.counts()
+	size := func(dir string) (n int64) {
+		list, _ := filepath.Glob(dir + "/pages-*.img")
+		for _, f := range list {
+			if st, err := os.Stat(f); err == nil {
+				n += st.Size()
+			}
+		}
+		return n
+	}
+	if first, second := size(dir+"/first"), size(dir+"/second"); first == 0 || second >= first {
+		t.Errorf("%d bytes of memory before, and %d after it, which should be less", first, second)
+	}
+	if st := r.state(); st.Status != "running" {
+		t.Errorf("status %s", st.Status)
+	}
+	r.fails("exists already", "restore", "-d", "--image-path", dir+"/second", r.id)
+	r.kill()
+	// Its log is a file of the root filesystem, which is not saved.
+	data, err := os.ReadFile(r.bundle + "/rootfs/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	if err := os.WriteFile(r.bundle+"/rootfs/log", []byte(strings.Join(lines[:saved], "")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if res := r.run("restore", "-d", "--image-path", dir+"/second", r.id); res.code != 0 {
+		t.Fatalf("%+v", res)
+	}
+	r.counts()
+	r.kill()
+}
+
+// Of damaged images nothing is made, and the message says what is wrong.
+func TestRestoreDamaged(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	dir := t.TempDir()
+	r.ok("run", "-d", r.id)
+	r.counts()
+	r.ok("checkpoint", "--image-path", dir, r.id)
+	for _, pattern := range []string{"core-1.img", "pages-1.img", "mountpoints-*.img", "descriptors.json", "inventory.img"} {
+		list, err := filepath.Glob(dir + "/" + pattern)
+		if err != nil || len(list) == 0 {
+			t.Fatal(pattern, err)
+		}
+		file := list[0]
+		whole, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, data := range [][]byte{whole[:len(whole)/2], nil} {
+			os.Remove(file)
+			if data != nil {
+				if err := os.WriteFile(file, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			res := r.run("restore", "-d", "--image-path", dir, r.id)
+			if res.code != 1 || strings.TrimSpace(res.err) == "" {
+				t.Errorf("%s of %d bytes instead of %d: %+v", pattern, len(data), len(whole), res)
+			}
+			t.Logf("%s: %s", pattern, res.err)
+			if res.code == 0 {
+				r.kill()
+			}
+			r.gone()
+		}
+		if err := os.WriteFile(file, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// And when it is whole again it can be restored, in the foreground.
+	cmd := r.command("restore", "--image-path", dir, r.id)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is not restored", func() (bool, string) {
+		res := r.run("state", r.id)
+		return strings.Contains(res.out, `"running"`), res.out + res.err
+	})
+	r.counts()
+	r.ok("kill", r.id, "KILL")
+	if code := code(t, cmd.Wait()); code != 128+9 {
+		t.Errorf("exit code %d", code)
+	}
+	r.gone()
+}
+
+// What is outside of a container is not saved, and is what it is then: bind mounts, with what is
+// mounted in them, where a link of the image leads to; a namespace that is joined; standard streams.
+func TestCheckpointOutside(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	outside := t.TempDir()
+	if err := os.MkdirAll(outside+"/below", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", outside+"/below", "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(outside+"/below", unix.MNT_DETACH) })
+	for file, text := range map[string]string{"a": "first", "below/b": "below"} {
+		if err := os.WriteFile(outside+"/"+file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/real/place", r.bundle+"/rootfs/link"); err != nil {
+		t.Fatal(err)
+	}
+	os.MkdirAll(r.bundle+"/rootfs/real/place", 0o755)
+	r.spec.Mounts = append(r.spec.Mounts,
+		specs.Mount{Destination: "/link/data", Source: outside, Type: "bind", Options: []string{"rbind", "ro"}},
+		specs.Mount{Destination: "/tmp/inner/file", Source: outside + "/a", Type: "bind", Options: []string{"bind"}})
+	ns := netns(t)
+	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: ns})
+	r.save()
+	files := t.TempDir()
+	start := func(args ...string) {
+		t.Helper()
+		out, err := os.OpenFile(files+"/out", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		said, err := os.Create(files + "/err")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer said.Close()
+		cmd := r.command(args...)
+		cmd.Stdout, cmd.Stderr = out, said
+		if err := cmd.Run(); err != nil {
+			data, _ := os.ReadFile(said.Name())
+			t.Fatalf("%v: %v: %s", args, err, data)
+		}
+	}
+	start("run", "-d", r.id)
+	r.counts()
+	r.ok("checkpoint", "--image-path", files+"/images", r.id)
+	// An image that comes from elsewhere may lack the mount points.
+	os.RemoveAll(r.bundle + "/rootfs/real/place")
+	os.MkdirAll(r.bundle+"/rootfs/real/place", 0o755)
+	if err := os.WriteFile(outside+"/a", []byte("second"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start("restore", "-d", "--image-path", files+"/images", r.id)
+	r.counts()
+	if out := r.ok("exec", r.id, "sh", "-c", "cat /link/data/a /tmp/inner/file /real/place/data/below/b; echo x >/link/data/c || echo read-only"); out != "secondsecondbelowread-only\n" {
+		t.Errorf("it sees %q", out)
+	}
+	here, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", r.state().Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(ns, &st); err != nil || here != fmt.Sprintf("net:[%d]", st.Ino) {
+		t.Errorf("it is in %s, and should be in %d (%v)", here, st.Ino, err)
+	}
+	r.kill()
+}
+
+// netns makes a network namespace that has a name.
+func netns(t *testing.T) string {
+	t.Helper()
+	name := fmt.Sprintf("orlop-oci-test-%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	return "/run/netns/" + name
+}
+
+// A restore whose maker is killed leaves a container that has ended or one that runs, and a delete
+// takes either away; a checkpoint that is killed when all is saved has ended its container.
+func TestCheckpointFaults(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	dir := t.TempDir()
+	killed := func(point string, args ...string) {
+		t.Helper()
+		r.binary = built + "/orlop-oci-faults"
+		cmd := r.command(args...)
+		r.binary = built + "/orlop-oci"
+		cmd.Env = append(cmd.Env, "ORLOP_FAULT="+point)
+		e, ok := cmd.Run().(*exec.ExitError)
+		if !ok || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("%s: it was not killed: %v", point, e)
+		}
+	}
+	r.ok("run", "-d", r.id)
+	r.counts()
+	killed("container.checkpoint.saved", "checkpoint", "--image-path", dir, r.id)
+	r.reaches("stopped")
+	r.ok("delete", r.id)
+	for _, point := range []string{"container.create.intent-recorded", "container.create.cgroup-made", "container.restore.process-recorded"} {
+		killed(point, "restore", "-d", "--image-path", dir, r.id)
+		r.reaches("stopped")
+		r.ok("delete", r.id)
+		r.gone()
+	}
+	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
+		t.Fatalf("%+v", res)
+	}
+	r.counts()
+	r.kill()
+}
