@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -82,6 +84,90 @@ func (r *rig) gone() {
 	r.fails("container does not exist", "state", r.id)
 	reapOrphans(false)
 	r.check()
+}
+
+// Whatever is wrong with CRIU, the message says what, and what to do; the container goes on, and nothing
+// is left of what could not be restored.
+func TestCheckpointWithoutCRIU(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	r.ok("create", r.id)
+	r.fails("cannot be checkpointed: it is created", "checkpoint", r.id)
+	r.ok("start", r.id)
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/descriptors.json", []byte(`["","",""]`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// What it says to a question for its version and to `criu check`.
+	fake := func(name, version, check string) string {
+		p := filepath.Join(t.TempDir(), name)
+		script := "#!/bin/sh\ncase $1 in swrk) dd bs=4k count=1 <&3 >/dev/null 2>&1; printf '" + version + "' >&3 ;; check) " + check + " ;; esac\n"
+		if err := os.WriteFile(p, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	const current, old = `\010\012\020\001\122\006\010\003\020\021\040\001`, `\010\012\020\001\122\004\010\003\020\013`
+	failing := "echo '(00.01) Error (criu/x.c:1): the kernel lacks it' >&2; echo 'Error (criu/y.c:2): so nothing works'; exit 1"
+	for _, tt := range []struct{ criu, words string }{
+		{"/nowhere/criu", "install the package criu"},
+		{"no-such-criu", "install the package criu"},
+		{fake("old", old, "true"), "CRIU 3.11, which is too old: 3.15 or newer"},
+		{fake("bad", current, failing), "CRIU 3.17.1 cannot work on this kernel: the kernel lacks it; so nothing works"},
+		{fake("worse", current, "exit 3"), "cannot work on this kernel: exit status 3"},
+		{fake("mute", "", "true"), "does not answer as CRIU does"},
+		{fake("other", `\001\002\003`, "true"), "does not answer as CRIU does"},
+		{"/bin/true", "does not answer as CRIU does"},
+	} {
+		r.fails(tt.words, "--criu", tt.criu, "checkpoint", "--image-path", t.TempDir(), r.id)
+		if st := r.state(); st.Status != "running" {
+			t.Fatalf("%s: status %s", tt.criu, st.Status)
+		}
+		again := r.id + "-again"
+		r.fails(tt.words, "--criu", tt.criu, "restore", "-d", "--image-path", dir, again)
+		r.fails("container does not exist", "state", again)
+	}
+	good := fake("good", current, "true") // but it does nothing
+	for _, tt := range []struct {
+		words string
+		args  []string
+	}{
+		{"has no checkpoint", []string{"restore", "--image-path", t.TempDir(), "x"}},
+		{"has no checkpoint", []string{"restore", "x"}},
+		{"pivot_root", []string{"restore", "--no-pivot", "--image-path", dir, "x"}},
+		{"use soft, full, strict or ignore", []string{"restore", "--manage-cgroups-mode", "hard", "--image-path", dir, "x"}},
+		{"for network alone", []string{"restore", "--empty-ns", "mount", "--image-path", dir, "x"}},
+		{"container does not exist", []string{"checkpoint", "x"}},
+		{"use soft, full, strict or ignore", []string{"checkpoint", "--manage-cgroups-mode", "hard", r.id}},
+		{"for network alone", []string{"checkpoint", "--empty-ns", "mount", r.id}},
+		{"use ADDRESS:PORT", []string{"checkpoint", "--page-server", "here", r.id}},
+		{"give --page-server", []string{"checkpoint", "--lazy-pages", r.id}},
+		{"not open for writing", []string{"checkpoint", "--status-fd", "77", r.id}},
+		{"it answered the dump with a question for its version", []string{"checkpoint", "--image-path", t.TempDir(), r.id}},
+	} {
+		r.fails(tt.words, append([]string{"--criu", good}, tt.args...)...)
+	}
+	r.kill()
+	for _, tt := range []struct {
+		words  string
+		change func()
+	}{
+		{"id-mapped", func() { r.spec.Mounts[0].Options = []string{"bind", "idmap"} }},
+		{"SCMP_ACT_NOTIFY", func() { r.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }},
+		{"mount namespace", func() {
+			r.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace, Path: "/proc/self/ns/mnt"}}
+		}},
+	} {
+		was, mounts, l := *r.spec, r.spec.Mounts, *r.spec.Linux
+		linux := l
+		r.spec.Mounts, r.spec.Linux = append([]specs.Mount{{Destination: "/x", Source: "/", Type: "bind"}}, mounts...), &linux
+		tt.change()
+		r.save()
+		r.fails(tt.words, "--criu", good, "restore", "-d", "--image-path", dir, r.id)
+		*r.spec = was
+	}
+	r.save()
+	r.fails("it answered the restore with a question for its version", "--criu", good, "restore", "-d", "--image-path", dir, r.id)
+	r.gone()
 }
 
 // A container that was saved is gone, and goes on where it was when it is restored: memory, files,
@@ -268,6 +354,49 @@ func TestRestoreDamaged(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	r.gone()
+}
+
+// A terminal's master is outside: whoever restores gets one, and the program has its terminal as before.
+func TestCheckpointTerminal(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t, "tty")
+	r.spec.Process.Terminal = true
+	r.save()
+	dir := t.TempDir()
+	master := func(args ...string) *os.File {
+		t.Helper()
+		socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		if res := r.run(append(args, r.id)...); res.code != 0 {
+			t.Fatalf("%v: %+v", args, res)
+		}
+		return receiveMaster(t, socket)
+	}
+	asks := func(m *os.File, what string) {
+		t.Helper()
+		m.WriteString(what + "\n")
+		m.SetReadDeadline(time.Now().Add(20 * time.Second))
+		var got []byte
+		for buf := make([]byte, 100); !strings.Contains(string(got), "answer to "+what); {
+			n, err := m.Read(buf)
+			if got = append(got, buf[:n]...); err != nil {
+				t.Fatalf("%q, %v", got, err)
+			}
+		}
+	}
+	first := master("run", "-d", "--console-socket", dir+"/s")
+	asks(first, "one")
+	r.ok("checkpoint", "--image-path", dir+"/images", r.id)
+	first.Close()
+	r.fails("without setting console socket", "restore", "-d", "--image-path", dir+"/images", r.id)
+	second := master("restore", "-d", "--console-socket", dir+"/s", "--image-path", dir+"/images")
+	defer second.Close()
+	asks(second, "two")
+	r.counts()
+	r.kill()
 }
 
 // What is outside of a container is not saved, and is what it is then: bind mounts, with what is

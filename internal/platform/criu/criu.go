@@ -103,8 +103,8 @@ func (c *CRIU) check(ctx context.Context) error {
 	if len(why) == 0 {
 		why = []string{err.Error()}
 	}
-	return errs.New(errs.Unsupported, "CRIU %s cannot work on this kernel: %s; `criu check` tells all. A newer CRIU may know this kernel; the container is as it was",
-		c.version, strings.Join(why, "; "))
+	return errs.New(errs.Unsupported, "CRIU %s cannot work on this kernel: %s (`%s check` tells all); a newer CRIU, or another kernel, may do",
+		c.version, strings.Join(why, "; "), c.path)
 }
 
 // reasons are the lines of errors in what CRIU has written, without times and places in its
@@ -123,6 +123,7 @@ func reasons(log string) (list []string) {
 				text = rest
 			}
 		}
+		text = strings.TrimSuffix(text, ".")
 		if text != "" && !slices.Contains(list, text) {
 			list = append(list, text)
 		}

@@ -180,7 +180,8 @@ func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState
 
 // converse sends the request and answers CRIU until it has answered.
 func (c *CRIU) converse(ctx context.Context, r *Request, socket int) (response, error) {
-	if err := unix.Send(socket, r.encode(), unix.MSG_NOSIGNAL); err != nil {
+	// One that has ended may have said why before.
+	if err := unix.Send(socket, r.encode(), unix.MSG_NOSIGNAL); err != nil && err != unix.EPIPE {
 		return response{}, fmt.Errorf("ask CRIU: %w", err)
 	}
 	for {
