@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -308,36 +309,54 @@ func TestRestoreDamaged(t *testing.T) {
 	r.ok("run", "-d", r.id)
 	r.counts()
 	r.ok("checkpoint", "--image-path", dir, r.id)
-	for _, pattern := range []string{"core-1.img", "pages-1.img", "mountpoints-*.img", "descriptors.json", "inventory.img"} {
-		list, err := filepath.Glob(dir + "/" + pattern)
-		if err != nil || len(list) == 0 {
-			t.Fatal(pattern, err)
+	half := func(b []byte) []byte { return b[:len(b)/2] }
+	other := func(b []byte) []byte {
+		b = slices.Clone(b)
+		b[len(b)/2] ^= 1
+		return b
+	}
+	var manifest []byte
+	for _, tt := range []struct {
+		file   string
+		damage func([]byte) []byte
+		words  string
+	}{
+		{"pages-1.img", half, "pages-1.img has"},
+		{"pages-1.img", other, "another checksum"},
+		{"descriptors.json", half, "unexpected end of JSON"},
+		{"orlop.json", half, "unexpected end of JSON"},
+		{"core-1.img", nil, "not whole"},
+		// Nobody knows of it but CRIU.
+		{"core-1.img", half, "CRIU: restore failed"},
+		{"pages-1.img", half, ""},
+	} {
+		if strings.HasPrefix(tt.words, "CRIU") {
+			manifest, _ = os.ReadFile(dir + "/orlop.json")
+			os.Remove(dir + "/orlop.json")
 		}
-		file := list[0]
+		file := dir + "/" + tt.file
 		whole, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, data := range [][]byte{whole[:len(whole)/2], nil} {
-			os.Remove(file)
-			if data != nil {
-				if err := os.WriteFile(file, data, 0o600); err != nil {
-					t.Fatal(err)
-				}
+		os.Remove(file)
+		if tt.damage != nil {
+			if err := os.WriteFile(file, tt.damage(whole), 0o600); err != nil {
+				t.Fatal(err)
 			}
-			res := r.run("restore", "-d", "--image-path", dir, r.id)
-			if res.code != 1 || strings.TrimSpace(res.err) == "" {
-				t.Errorf("%s of %d bytes instead of %d: %+v", pattern, len(data), len(whole), res)
-			}
-			t.Logf("%s: %s", pattern, res.err)
-			if res.code == 0 {
-				r.kill()
-			}
-			r.gone()
 		}
+		if tt.words != "" {
+			r.fails(tt.words, "restore", "-d", "--image-path", dir, r.id)
+		} else {
+			r.interrupted(dir)
+		}
+		r.gone()
 		if err := os.WriteFile(file, whole, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(dir+"/orlop.json", manifest, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	// And when it is whole again it can be restored, in the foreground.
 	cmd := r.command("restore", "--image-path", dir, r.id)
@@ -397,6 +416,24 @@ func TestCheckpointTerminal(t *testing.T) {
 	asks(second, "two")
 	r.counts()
 	r.kill()
+}
+
+// interrupted interrupts a restore from images of which CRIU waits for the rest.
+func (r *rig) interrupted(dir string) {
+	r.t.Helper()
+	os.Remove(dir + "/restore.log")
+	cmd := r.command("restore", "--image-path", dir, r.id)
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	eventually(r.t, "it does not begin", func() (bool, string) {
+		data, err := os.ReadFile(dir + "/restore.log")
+		return strings.Contains(string(data), "Restoring resources"), fmt.Sprint(err)
+	})
+	cmd.Process.Signal(unix.SIGTERM)
+	if code := code(r.t, cmd.Wait()); code != 1 {
+		r.t.Errorf("exit code %d", code)
+	}
 }
 
 // What is outside of a container is not saved, and is what it is then: bind mounts, with what is

@@ -64,11 +64,8 @@ type CheckpointOptions struct {
 	Status *os.File
 }
 
-// Files of ours beside the images. The first is known to runc too.
-const (
-	descriptors = "descriptors.json"    // what the standard streams were
-	cgroupsMode = "manage-cgroups-mode" // how control groups were saved
-)
+// descriptors is the file beside the images that tells what the standard streams were.
+const descriptors = "descriptors.json"
 
 // Checkpoint saves a running container. Unless it is to go on, its processes have ended and
 // it has been deleted when Checkpoint returns; on error it runs as before. What is wrong with CRIU or
@@ -107,9 +104,12 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (err er
 		defer dump.Work.Close()
 	}
 	req := &criu.Request{Type: criu.Dump, Options: dump, Notify: func(n *criu.Notification) error {
-		if n.Script == "status-ready" && o.Status != nil {
+		switch {
+		case n.Script == "status-ready" && o.Status != nil:
 			_, err := o.Status.Write([]byte{0})
 			return errors.Join(err, o.Status.Close())
+		case n.Script == "post-dump" && !o.LeaveRunning: // the container can still go on
+			return writeManifest(o.Dir, o.Cgroups)
 		}
 		return nil
 	}}
@@ -118,15 +118,12 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (err er
 	} else if err := c.dumpOutside(spec, dump); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, err)
 	}
-	if err := os.WriteFile(filepath.Join(o.Dir, cgroupsMode), []byte(o.Cgroups), 0o600); err != nil {
-		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, err)
-	}
 	ctx = context.WithoutCancel(ctx)
 	if err := tool.Do(ctx, req); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", c.rec.ID, o.explain(err, dump.LogFile))
 	}
 	if o.LeaveRunning || o.PreDump {
-		return nil
+		return writeManifest(o.Dir, o.Cgroups)
 	}
 	afterSaved.Hit()
 	return c.remove(ctx)
@@ -220,6 +217,10 @@ func (c *Container) dumpOptions(ctx context.Context, tool *criu.CRIU, o *Checkpo
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the images: %w", err)
+	}
+	// That of an earlier checkpoint says nothing of this one.
+	if err := os.Remove(filepath.Join(o.Dir, manifestName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
 	if o.Parent != "" {
 		if filepath.IsAbs(o.Parent) {

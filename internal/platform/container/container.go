@@ -108,6 +108,8 @@ type record struct {
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"` // clock ticks since boot
 	Boot  string `json:"boot,omitempty"`  // the boot that Start is of
+	// Restore tells that the process was restored, or is to be.
+	Restore bool `json:"restore,omitempty"`
 	// Notify is the socket of whoever wants to be told by sd_notify(3) that it is ready.
 	Notify string `json:"notify,omitempty"`
 }

@@ -59,6 +59,8 @@ type CreateOptions struct {
 	// sockets that it passes on (sd_listen_fds(3)).
 	Notify    string
 	ListenFDs int
+
+	restores bool
 }
 
 // Create makes a container and its process, which then waits to be started. On error
@@ -94,6 +96,7 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 	c := &Container{store: s, dir: s.path(id), spec: spec, rec: record{
 		Version: recordVersion, OCIVersion: specs.Version, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(),
 		Owner: uint32(os.Geteuid()), Annotations: spec.Annotations, Boot: bootID(), PIDNamespace: ownNamespace(spec, specs.PIDNamespace),
+		Restore: o.restores,
 	}}
 	if err := c.place(spec); err != nil {
 		return nil, err

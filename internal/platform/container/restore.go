@@ -36,16 +36,29 @@ func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Imag
 	if err != nil {
 		return nil, err
 	}
+	saved, err := checkImages(im.Dir)
+	if err != nil {
+		return nil, err
+	}
+	// Memory that was saved before, by pre-dumps.
+	for parent := filepath.Join(im.Dir, "parent"); ; parent = filepath.Join(parent, "parent") {
+		if _, err := os.Stat(parent); err != nil {
+			break
+		}
+		if _, err := checkImages(parent); err != nil {
+			return nil, err
+		}
+	}
 	if im.Cgroups == "" {
-		im.Cgroups = "soft" // an image of runc's
-		if data, err := os.ReadFile(filepath.Join(im.Dir, cgroupsMode)); err == nil {
-			im.Cgroups = string(data)
+		if im.Cgroups = saved.Cgroups; im.Cgroups == "" {
+			im.Cgroups = "soft" // as the other runtime has saved them
 		}
 	}
 	tool, err := im.open(ctx)
 	if err != nil {
 		return nil, err
 	}
+	o.restores = true
 	return s.create(ctx, id, o, func(c *Container, ctx context.Context, o CreateOptions) error {
 		r := &restoring{Container: c, o: o, images: im, tool: tool, streams: streams}
 		if err := r.do(ctx); err != nil {

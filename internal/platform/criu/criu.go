@@ -5,8 +5,9 @@
 // that are no options of a request, and the other way round, and only by this protocol does it tell
 // at what stage it is.
 //
-// The messages are few, and are written with protowire: generated code would bring its
-// tables into a program that is started for every container and hardly ever checkpoints one.
+// The messages are few, and are written by hand: generated code, and already the package below it,
+// brings what is done at every start into a program that is started for every container and
+// hardly ever checkpoints one.
 package criu
 
 import (

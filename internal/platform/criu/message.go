@@ -1,10 +1,11 @@
 package criu
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"math"
 	"os"
-
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Type is what CRIU is asked for: criu_req_type.
@@ -95,30 +96,43 @@ type Options struct {
 	ConfigFile      string
 }
 
-// message is a protobuf message that is being written. Zero values are left out.
+// message is a protobuf message that is being written (protobuf.dev/programming-guides/encoding).
+// Zero values are left out.
 type message []byte
 
-func (m *message) number(field protowire.Number, v uint64) {
-	*m = protowire.AppendVarint(protowire.AppendTag(*m, field, protowire.VarintType), v)
+// The types of what follows a field's number.
+const (
+	varint  = 0
+	fixed64 = 1
+	bytes   = 2
+	fixed32 = 5
+)
+
+func (m *message) tag(field, kind uint64) { *m = binary.AppendUvarint(*m, field<<3|kind) }
+
+func (m *message) number(field, v uint64) {
+	m.tag(field, varint)
+	*m = binary.AppendUvarint(*m, v)
 }
 
-func (m *message) bool(field protowire.Number, v bool) {
+func (m *message) bool(field uint64, v bool) {
 	if v {
 		m.number(field, 1)
 	}
 }
 
-func (m *message) string(field protowire.Number, s string) {
+func (m *message) string(field uint64, s string) {
 	if s != "" {
-		*m = protowire.AppendString(protowire.AppendTag(*m, field, protowire.BytesType), s)
+		m.message(field, message(s))
 	}
 }
 
-func (m *message) message(field protowire.Number, sub message) {
-	*m = protowire.AppendBytes(protowire.AppendTag(*m, field, protowire.BytesType), sub)
+func (m *message) message(field uint64, sub message) {
+	m.tag(field, bytes)
+	*m = append(binary.AppendUvarint(*m, uint64(len(sub))), sub...)
 }
 
-func (m *message) pairs(field protowire.Number, list []Pair) {
+func (m *message) pairs(field uint64, list []Pair) {
 	for _, p := range list {
 		var sub message
 		sub.string(1, p.Key)
@@ -226,21 +240,21 @@ type response struct {
 
 // parse reads a criu_resp. Fields that are not known are passed over.
 func parse(b []byte) (r response, err error) {
-	err = fields(b, func(field protowire.Number, n uint64, s []byte) error {
+	err = fields(b, func(field, n uint64, s []byte) error {
 		switch field {
 		case 1:
 			r.kind = Type(n)
 		case 2:
 			r.success = n != 0
 		case 4: // criu_restore_resp
-			return fields(s, func(field protowire.Number, n uint64, _ []byte) error {
+			return fields(s, func(field, n uint64, _ []byte) error {
 				if field == 1 {
 					r.pid = int(int32(n))
 				}
 				return nil
 			})
 		case 5: // criu_notify
-			return fields(s, func(field protowire.Number, n uint64, s []byte) error {
+			return fields(s, func(field, n uint64, s []byte) error {
 				switch field {
 				case 1:
 					r.script = string(s)
@@ -252,7 +266,7 @@ func parse(b []byte) (r response, err error) {
 		case 7:
 			r.errno = int(int32(n))
 		case 8: // criu_features
-			return fields(s, func(field protowire.Number, n uint64, _ []byte) error {
+			return fields(s, func(field, n uint64, _ []byte) error {
 				switch field {
 				case 1:
 					r.features.MemoryTracking = n != 0
@@ -264,7 +278,7 @@ func parse(b []byte) (r response, err error) {
 		case 9:
 			r.message = string(s)
 		case 10: // criu_version
-			return fields(s, func(field protowire.Number, n uint64, _ []byte) error {
+			return fields(s, func(field, n uint64, _ []byte) error {
 				switch n := Version(min(n, 99)); field {
 				case 1:
 					r.version += n * 10000
@@ -281,29 +295,48 @@ func parse(b []byte) (r response, err error) {
 	return r, err
 }
 
+var errMessage = errors.New("it is not a protobuf message")
+
 // fields calls each with every field of a message: with its number, or with its bytes.
-func fields(b []byte, each func(field protowire.Number, n uint64, s []byte) error) error {
+func fields(b []byte, each func(field, n uint64, s []byte) error) error {
+	next := func() (uint64, error) {
+		v, size := binary.Uvarint(b)
+		if size <= 0 {
+			return 0, errMessage
+		}
+		b = b[size:]
+		return v, nil
+	}
 	for len(b) > 0 {
-		field, kind, size := protowire.ConsumeTag(b)
-		if size < 0 {
-			return protowire.ParseError(size)
+		tag, err := next()
+		if err != nil {
+			return err
 		}
-		b = b[size:]
-		var n uint64
-		var s []byte
-		switch kind {
-		case protowire.VarintType:
-			n, size = protowire.ConsumeVarint(b)
-		case protowire.BytesType:
-			s, size = protowire.ConsumeBytes(b)
+		var n, size uint64
+		switch tag & 7 {
+		case varint:
+			n, err = next()
+		case bytes:
+			size, err = next()
+		case fixed64:
+			size = 8
+		case fixed32:
+			size = 4
 		default:
-			size = protowire.ConsumeFieldValue(field, kind, b)
+			err = errMessage
 		}
-		if size < 0 {
-			return protowire.ParseError(size)
+		if err == nil && size > uint64(len(b)) || tag>>3 == 0 || tag > math.MaxUint32 {
+			err = errMessage
+		}
+		if err != nil {
+			return err
+		}
+		var s []byte
+		if tag&7 == bytes {
+			s = b[:size]
 		}
 		b = b[size:]
-		if err := each(field, n, s); err != nil {
+		if err := each(tag>>3, n, s); err != nil {
 			return err
 		}
 	}

@@ -66,9 +66,9 @@ func (c *CRIU) Features(ctx context.Context, want Features) (Features, error) {
 	return r.features, err
 }
 
-// Do has a request carried out. When ctx ends, CRIU is told at its next notification; it then
-// takes back what it did: processes that it was to save go on, those that it was to
-// restore end. It is never killed, as those would be left with its code in them.
+// Do has a request carried out. When ctx ends while CRIU saves processes, it is told at its next
+// notification, and lets them go on; it is not killed, as they would be left with its code
+// in them. While it restores it is killed, and what it has made is left to the caller to end.
 //
 // An error that is CRIU's is errs.FailedPrecondition; Explain tells more.
 func (c *CRIU) Do(ctx context.Context, r *Request) (err error) {
@@ -91,12 +91,31 @@ func (c *CRIU) talk(ctx context.Context, r *Request) (_ response, err error) {
 		}
 	}
 	defer hangUp()
-	wait, err := c.start(r, theirs)
+	wait, kill, err := c.start(r, theirs)
 	theirs.Close()
 	if err != nil {
 		return response{}, err
 	}
+	ended := func() error { return nil }
+	if r.Type == Restore {
+		killed := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(killed)
+			unix.Shutdown(ours, unix.SHUT_RDWR) // what it has made may hold the other end
+			kill()
+		})
+		ended = func() error {
+			if stop() {
+				return nil
+			}
+			<-killed
+			return context.Cause(ctx)
+		}
+	}
 	resp, err := c.converse(ctx, r, ours)
+	if e := ended(); e != nil {
+		err = e
+	}
 	// At the end of the conversation CRIU ends: it has no more to do, or is not to go on.
 	hangUp()
 	status, werr := wait()
@@ -111,11 +130,11 @@ func (c *CRIU) talk(ctx context.Context, r *Request) (_ response, err error) {
 	return resp, nil
 }
 
-// start starts CRIU, and returns what waits for its end.
-func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState, error), err error) {
+// start starts CRIU, and returns what waits for its end, and what ends it.
+func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState, error), kill func() error, err error) {
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer null.Close()
 	files := make([]*os.File, 0, FirstExtra+len(r.Extra))
@@ -130,7 +149,7 @@ func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState
 	if r.stderr != nil {
 		out, w, err := os.Pipe()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		in, files[2] = w, w
 		go func() {
@@ -173,9 +192,9 @@ func (c *CRIU) start(r *Request, socket *os.File) (wait func() (*os.ProcessState
 			p.Kill() // it waits for a request
 			wait()
 		}
-		return nil, fmt.Errorf("start CRIU: %w", err)
+		return nil, nil, fmt.Errorf("start CRIU: %w", err)
 	}
-	return wait, nil
+	return wait, p.Kill, nil
 }
 
 // converse sends the request and answers CRIU until it has answered.
