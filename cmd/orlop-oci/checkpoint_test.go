@@ -509,6 +509,79 @@ func TestCheckpointOutside(t *testing.T) {
 	r.kill()
 }
 
+// What one runtime has saved the other restores: the images have the same names for what is outside.
+func TestCheckpointRunc(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	dir := t.TempDir()
+	piped := func(binary, root string, args ...string) {
+		t.Helper()
+		in, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, errs, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Close(); out.Close() })
+		r.binary = binary
+		cmd := r.command(args...)
+		r.binary = built + "/orlop-oci"
+		cmd.Args[2] = root
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, errs, errs
+		err = cmd.Run()
+		in.Close()
+		errs.Close()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", cmd.Args, err, all(out))
+		}
+	}
+	ours, runc := built+"/orlop-oci", "runc"
+	theirRoot := t.TempDir()
+	piped(ours, r.root, "run", "-d", r.id)
+	r.counts()
+	piped(ours, r.root, "checkpoint", "--image-path", dir+"/ours", r.id)
+	r.gone()
+	piped(runc, theirRoot, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/ours", r.id)
+	r.counts()
+	piped(runc, theirRoot, "checkpoint", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/theirs", r.id)
+	reapOrphans(false)
+	piped(ours, r.root, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/theirs", r.id)
+	r.counts()
+	r.kill()
+}
+
+// A user namespace is restored with its mappings, and devices that are bound into it.
+func TestCheckpointUserNamespace(t *testing.T) {
+	needCRIU(t)
+	r := counterRig(t)
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	r.spec.Linux.UIDMappings, r.spec.Linux.GIDMappings = ids, ids
+	r.save()
+	if out, err := exec.Command("chown", "-R", "100000:100000", r.bundle+"/rootfs").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for p := r.bundle; p != "/"; p = filepath.Dir(p) {
+		if st, err := os.Stat(p); err == nil && st.Mode().Perm()&1 == 0 {
+			os.Chmod(p, st.Mode().Perm()|0o111)
+		}
+	}
+	dir := t.TempDir()
+	r.ok("run", "-d", r.id)
+	r.counts()
+	r.ok("checkpoint", "--image-path", dir, r.id)
+	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
+		t.Fatalf("%+v\n%s", res, lastLines(dir+"/restore.log"))
+	}
+	r.counts()
+	if out := r.ok("exec", r.id, "cat", "/proc/self/uid_map"); strings.Join(strings.Fields(out), " ") != "0 100000 65536" {
+		t.Errorf("uid_map %q", out)
+	}
+	r.kill()
+}
+
 // netns makes a network namespace that has a name.
 func netns(t *testing.T) string {
 	t.Helper()
