@@ -228,7 +228,8 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 		if h := r.spec.Hooks; h != nil {
 			state := r.hookState(specs.StateCreating)
 			state.Pid = n.PID
-			return executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state) //nolint:staticcheck // prestart is what callers use
+			//lint:ignore SA1019 engines still use it
+			return executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state)
 		}
 	case "orphan-pts-master":
 		if n.File == nil || r.console != nil {
