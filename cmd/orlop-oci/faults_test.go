@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -22,6 +23,9 @@ func points(t *testing.T) (list []string) {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`fault\.New\("([^"]+)"\)`).FindAllStringSubmatch(string(data), -1) {
+			if strings.HasPrefix(m[1], "container.checkpoint.") || strings.HasPrefix(m[1], "container.restore.") {
+				continue // TestCheckpointFaults's
+			}
 			list = append(list, m[1])
 		}
 	}

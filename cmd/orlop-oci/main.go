@@ -55,7 +55,7 @@ type command struct {
 }
 
 var commands = []command{
-	{"checkpoint", "ID", "save a running container (not supported yet)", 1, false, false, checkpointCommand},
+	{"checkpoint", "ID", "save a running container by CRIU", 1, false, false, checkpointCommand},
 	{"create", "ID", "create a container", 1, false, false, createCommand},
 	{"delete", "ID", "delete a container, and what is left of one", 1, false, false, deleteCommand},
 	{"events", "ID", "show a container's use of resources and its out-of-memory kills", 1, false, false, eventsCommand},
@@ -65,7 +65,7 @@ var commands = []command{
 	{"list", "", "list the containers of the root", 0, false, false, listCommand},
 	{"pause", "ID", "freeze every process of a container", 1, false, false, pauseCommand},
 	{"ps", "ID [PS OPTION...]", "show the processes of a container", 1, true, true, psCommand},
-	{"restore", "ID", "make a container from what checkpoint saved (not supported yet)", 1, false, false, restoreCommand},
+	{"restore", "ID", "make a container from what checkpoint saved", 1, false, false, restoreCommand},
 	{"resume", "ID", "let the processes of a paused container go on", 1, false, false, resumeCommand},
 	{"run", "ID", "create and start a container", 1, false, false, runCommand},
 	{"spec", "", "write a new specification file", 0, false, false, specCommand},

@@ -65,6 +65,32 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// receiveMaster takes the master of a terminal from who connects to a console socket.
+func receiveMaster(t *testing.T, l *net.UnixListener) *os.File {
+	t.Helper()
+	l.SetDeadline(time.Now().Add(10 * time.Second))
+	c, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	buf, oob := make([]byte, 100), make([]byte, 100)
+	n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+	if err != nil || n == 0 {
+		t.Fatal(n, err)
+	}
+	ms, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(ms) != 1 {
+		t.Fatal(ms, err)
+	}
+	fds, err := unix.ParseUnixRights(&ms[0])
+	if err != nil || len(fds) != 1 {
+		t.Fatal(fds, err)
+	}
+	unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), "master")
+}
+
 // A console socket gets the master of the terminal (create and exec).
 func TestConsoleSocket(t *testing.T) {
 	r := newRig(t, "/bin/sh", "-c", "tty; stty size; read x; echo got $x")
@@ -81,31 +107,8 @@ func TestConsoleSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	receive := func() *os.File {
-		l.SetDeadline(time.Now().Add(10 * time.Second))
-		c, err := l.AcceptUnix()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		buf, oob := make([]byte, 100), make([]byte, 100)
-		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-		if err != nil || n == 0 {
-			t.Fatal(n, err)
-		}
-		ms, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil || len(ms) != 1 {
-			t.Fatal(ms, err)
-		}
-		fds, err := unix.ParseUnixRights(&ms[0])
-		if err != nil || len(fds) != 1 {
-			t.Fatal(fds, err)
-		}
-		unix.SetNonblock(fds[0], true)
-		return os.NewFile(uintptr(fds[0]), "master")
-	}
 	r.ok("create", "--console-socket", dir+"/s", r.id)
-	master := receive()
+	master := receiveMaster(t, l)
 	defer master.Close()
 	unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77})
 	unix.SetNonblock(int(master.Fd()), true)
@@ -113,7 +116,7 @@ func TestConsoleSocket(t *testing.T) {
 	if res := r.run("exec", "-t", "-d", "--console-socket", dir+"/s", r.id, "sh", "-c", "tty; exit 0"); res.code != 0 {
 		t.Fatalf("%+v", res)
 	}
-	second := receive()
+	second := receiveMaster(t, l)
 	if out := all(second); !strings.Contains(out, "/dev/pts/1") {
 		t.Errorf("exec wrote %q", out)
 	}

@@ -48,6 +48,8 @@ var hosts = []struct {
 		{pkg: "internal/platform/executor", run: "^(TestSeccomp|TestGroup|TestCgroupView|TestLimits|TestManyLayers|TestDevicesAndSysctls|TestFIFOGate|TestExec|TestPause)$"},
 		{pkg: "internal/platform/container"},
 		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestGroupInUse|TestNotify|TestPauseUpdateEvents)$"},
+		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestCheckpointFaults|TestRestoreDamaged)$",
+			env: []string{"ORLOP_TEST_CRIU=1"}},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},

@@ -17,6 +17,12 @@ func (g *Group) TakesThreads() bool {
 	return g.host.layout.Mode == Hybrid && !g.pendingScope() && !g.throttles() && !g.freezes()
 }
 
+// Clones tells whether a process that SpawnOnThread clones is in the whole group from its
+// first instruction, and may make a cgroup namespace at once.
+func (g *Group) Clones() bool {
+	return g.host.layout.Mode == V2 && !g.pendingScope() || g.TakesThreads()
+}
+
 // throttles tells whether the group or one above it has a CPU quota that others may have
 // used up. Its own does not count while it is empty: a start needs a fraction of the least.
 func (g *Group) throttles() bool {

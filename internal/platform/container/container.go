@@ -9,6 +9,7 @@
 //	config.json  its specification, as it was when it was created
 //	gate         the FIFO at which its process waits to be started
 //	notify/      the socket of sd_notify(3), where the caller has one
+//	root/        where a restore has the root filesystem, in a mount namespace of its own
 //
 // The record holds what the kernel cannot tell: which process and which control group
 // are the container's. Everything else is asked of the kernel each time, so that it
@@ -107,6 +108,8 @@ type record struct {
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"` // clock ticks since boot
 	Boot  string `json:"boot,omitempty"`  // the boot that Start is of
+	// Restore tells that the process was restored, or is to be.
+	Restore bool `json:"restore,omitempty"`
 	// Notify is the socket of whoever wants to be told by sd_notify(3) that it is ready.
 	Notify string `json:"notify,omitempty"`
 }

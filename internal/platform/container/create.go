@@ -59,11 +59,18 @@ type CreateOptions struct {
 	// sockets that it passes on (sd_listen_fds(3)).
 	Notify    string
 	ListenFDs int
+
+	restores bool
 }
 
 // Create makes a container and its process, which then waits to be started. On error
 // nothing is left.
-func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
+func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (*Container, error) {
+	return s.create(ctx, id, o, (*Container).launch)
+}
+
+// create makes a container whose process launch makes and records.
+func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch func(*Container, context.Context, CreateOptions) error) (_ *Container, err error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
@@ -89,6 +96,7 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 	c := &Container{store: s, dir: s.path(id), spec: spec, rec: record{
 		Version: recordVersion, OCIVersion: specs.Version, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(),
 		Owner: uint32(os.Geteuid()), Annotations: spec.Annotations, Boot: bootID(), PIDNamespace: ownNamespace(spec, specs.PIDNamespace),
+		Restore: o.restores,
 	}}
 	if err := c.place(spec); err != nil {
 		return nil, err
@@ -118,7 +126,7 @@ func (s *Store) Create(ctx context.Context, id string, o CreateOptions) (_ *Cont
 		return nil, err
 	}
 	afterIntent.Hit()
-	if err := c.launch(ctx, o); err != nil {
+	if err := launch(c, ctx, o); err != nil {
 		return nil, err
 	}
 	afterRecord.Hit()

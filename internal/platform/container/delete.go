@@ -127,13 +127,14 @@ func waitEnd(ctx context.Context, f *os.File, pid int) error {
 
 // removeGroup ends what still runs in the container's group, and removes it. Of a create
 // that was killed nothing runs, or no more in a moment, as the process ends with it: what
-// stays in the group is somebody else's, who made use of the same path.
+// stays in the group is somebody else's, who made use of the same path; of a restore it is
+// what CRIU was making.
 func (c *Container) removeGroup(ctx context.Context) error {
 	g, err := c.group()
 	if err != nil || g == nil {
 		return err
 	}
-	if c.rec.PID == 0 && !c.made {
+	if c.rec.PID == 0 && !c.made && !c.rec.Restore {
 		ctx, cancel := context.WithTimeout(ctx, lostWait)
 		defer cancel()
 		if err := g.Remove(ctx); !errors.Is(err, errs.InUse) {
@@ -153,7 +154,7 @@ func (c *Container) removeGroup(ctx context.Context) error {
 // forget removes the container's directory: the record after everything else, as it is
 // what a next Delete goes by.
 func (c *Container) forget() error {
-	for _, name := range []string{"gate", "notify/notify.sock", "notify", "config.json", "state.tmp", "state.json"} {
+	for _, name := range []string{"gate", "notify/notify.sock", "notify", "root", "config.json", "state.tmp", "state.json"} {
 		if err := os.Remove(c.dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the record: %w", err)
 		}

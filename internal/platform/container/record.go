@@ -35,6 +35,9 @@ func (r *record) encode() ([]byte, error) {
 		o.number("start", r.Start)
 	}
 	o.optional("boot", r.Boot)
+	if r.Restore {
+		o.bool("restore", true)
+	}
 	o.optional("notify", r.Notify)
 	o.close()
 	return o.buf, nil

@@ -18,9 +18,9 @@ func FuzzRecord(f *testing.F) {
 		in := record{
 			Version: int(n >> 33), OCIVersion: value, ID: id, Bundle: path, Rootfs: key, Created: time.Unix(sec%(1<<37), int64(n%1e9)).UTC(), Owner: uint32(n),
 			Annotations: map[string]string{key: value, id: path, "": key}, Cgroup: path, Driver: cgroup.Driver(value),
-			CgroupBelow: cgroup.Place{"memory": path, value: id}, PIDNamespace: flag, PID: int(n >> 34), Start: n, Boot: id, Notify: value,
+			CgroupBelow: cgroup.Place{"memory": path, value: id}, PIDNamespace: flag, PID: int(n >> 34), Start: n, Boot: id, Notify: value, Restore: flag,
 		}
-		if fields := reflect.TypeFor[record]().NumField(); fields != 16 {
+		if fields := reflect.TypeFor[record]().NumField(); fields != 17 {
 			t.Fatalf("%d fields: set the new ones here", fields)
 		}
 		for _, r := range []record{in, {Created: in.Created}} {

@@ -173,6 +173,12 @@ func (p *Process) Console() *os.File { return p.console }
 // without, like an rlimit above the hard one. They have been logged as well.
 func (p *Process) Warnings() []string { return p.warnings }
 
+// Adopt returns a Process for one that runs already and that something else than Create has
+// made, like a restore. The descriptors become its own; console is nil if it has no terminal.
+func Adopt(id string, pid int, pidfd, console *os.File) *Process {
+	return &Process{id: id, pid: pid, pidfd: pidfd, console: console}
+}
+
 // Close closes the pidfd and, if the process has not been started, what Start would have
 // opened: init then ends with status plan.GateLost. A process that waits at a Gate goes
 // on waiting. Close neither kills nor reaps.
