@@ -374,7 +374,7 @@ func (c *Config) Validate() error {
 		check(name != "default", "cri.runtimes: default is the keeper's own executor; choose another name")
 		check(filepath.IsAbs(r.Path), "%s.path: %q must be an absolute path", at, r.Path)
 		check(filepath.IsAbs(r.Root) && filepath.Clean(r.Root) == r.Root && r.Root != "/", "%s.root: %q must be a clean absolute path", at, r.Root)
-		check(r.Timeout >= time.Second && r.Timeout <= 10*time.Minute, "%s.timeout: must be 1s to 10m", at)
+		check(r.Timeout >= time.Second && r.Timeout <= time.Minute, "%s.timeout: must be 1s to 1m", at)
 		for _, other := range slices.Sorted(maps.Keys(c.CRI.Runtimes)) {
 			check(other >= name || c.CRI.Runtimes[other].Root != r.Root, "%s.root: %s is that of %s too; each has its own", at, r.Root, other)
 		}
