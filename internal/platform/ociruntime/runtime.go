@@ -61,14 +61,17 @@ func (r *Runtime) Limit() time.Duration {
 
 // call is one command.
 type call struct {
-	args  []string // the command and what follows
-	limit time.Duration
-	log   string // file that the runtime writes its messages to; "": standard error alone
-	// Stdin is read by the command. Streams, where they are not nil, are its standard
+	args  []string      // the command and what follows
+	limit time.Duration // how long it may take
+	log   string        // file that the runtime writes its messages to; "": standard error alone
+	// stdin is read by the command. streams, where they are not nil, are its standard
 	// streams as a container inherits them; other output is kept for errors.
 	stdin   []byte
 	streams *[3]*os.File
 }
+
+// killedWithin is how long a command that was killed is waited for.
+const killedWithin = 5 * time.Second
 
 // maxSaid is how much of a command's output is read.
 const maxSaid = 1 << 20
@@ -139,7 +142,10 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	case err = <-done:
 	case <-ctx.Done():
 		unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-		<-done
+		select {
+		case <-done:
+		case <-time.After(killedWithin): // it waits in the kernel
+		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return nil, errs.New(errs.Timeout, "runtime handler %s: %s %s did not end within %s and was killed%s", r.Name, r.Path, what, c.limit, behind(c.reason(said[1])))
 		}
