@@ -98,9 +98,6 @@ func deaths(t *testing.T, c *client) {
 		t.Errorf("the pod's handler: %v %v", box, err)
 	}
 	counts := c.start(t, pod, criContainer("counts", "count"))
-	conf := criContainer("listens", "cat")
-	conf.Stdin, conf.StdinOnce = true, true
-	reads := c.start(t, pod, conf)
 	for _, dies := range []func(){
 		func() { n.kill(); n.start() },
 		func() { syscall.Kill(n.keeperPID(), syscall.SIGKILL) },
@@ -118,6 +115,9 @@ func deaths(t *testing.T, c *client) {
 			t.Errorf("the container is %s", s.State)
 		}
 	}
+	conf := criContainer("listens", "cat") // an input that ends does so with daemon and keeper
+	conf.Stdin, conf.StdinOnce = true, true
+	reads := c.start(t, pod, conf)
 	if out, err := n.feed("the input\n", "attach", "-n", "cri", "-i", box.Status.Metadata.Name, "-c", "listens"); err != nil || !strings.Contains(out, "the input") {
 		t.Errorf("attach: %q %v", out, err)
 	}
