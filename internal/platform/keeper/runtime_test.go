@@ -37,7 +37,14 @@ func programOf(t testing.TB, name string) string {
 	return path
 }
 
-var runtimes = []string{"runc", "orlop-oci"}
+// runtimes are those that can be had here: crun refuses hosts whose control groups are not all
+// of v2.
+func runtimes() []string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return []string{"runc", "crun", "orlop-oci"}
+	}
+	return []string{"runc", "orlop-oci"}
+}
 
 // runtime is the command line of that name, with its state below the keeper's directory.
 func (r *rig) runtime(path string) *ociruntime.Runtime {
@@ -56,7 +63,25 @@ func (r *rig) by(rt *ociruntime.Runtime, id, script string) keeper.Spec {
 	}
 	s.OCI.Root.Readonly = false
 	s.Runtime = rt
+	// As deep as a pod's, which with systemd makes a scope of it.
+	s.Cgroup = r.group + "/pod/" + id
+	r.t.Cleanup(func() {
+		if g, err := r.groups().Load(r.group + "/pod"); err == nil {
+			if err := g.Remove(context.Background()); err != nil {
+				r.t.Error(err)
+			}
+		}
+	})
 	return s
+}
+
+func (r *rig) groups() *cgroup.Host {
+	r.t.Helper()
+	h, err := cgroup.Open(cgroup.Options{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return h
 }
 
 // clean tells what is left of a container: state of the runtime, mounts, control groups.
@@ -86,9 +111,9 @@ func (r *rig) clean(rt *ociruntime.Runtime, id string) {
 	if sockets, _ := filepath.Glob(r.dir + "/console-*"); len(sockets) > 0 {
 		left = append(left, sockets...)
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + r.group + "/" + id)
-	if more, _ := filepath.Glob("/sys/fs/cgroup" + r.group + "/" + id); len(more) > 0 {
-		groups = append(groups, more...)
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + r.group + "/pod/" + id)
+	if _, err := r.groups().Load(r.group + "/pod/" + id); !errors.Is(err, errs.NotFound) {
+		groups = append(groups, fmt.Sprintf("control group: %v", err))
 	}
 	if left = append(left, groups...); len(left) > 0 {
 		r.t.Errorf("left of %s: %s\n%s", id, strings.Join(left, "\n"), r.keeperLog())
@@ -114,7 +139,7 @@ func (r *rig) eventually(what string, ok func() bool) {
 
 // Everything that works for containers of our own executor works for others'.
 func TestRuntimeLife(t *testing.T) {
-	for _, name := range runtimes {
+	for _, name := range runtimes() {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			rt := r.runtime(programOf(t, name))
@@ -155,11 +180,7 @@ func TestRuntimeLife(t *testing.T) {
 			if err := r.c.Update(r.ctx, "b", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}, CPU: &specs.LinuxCPU{Shares: &shares}}); err != nil {
 				t.Fatal(err)
 			}
-			h, err := cgroup.Open(cgroup.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			g, err := h.Load(s.Cgroup)
+			g, err := r.groups().Load(s.Cgroup)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -266,7 +287,7 @@ func testRuntimeExec(t *testing.T, r *rig) {
 
 // Terminals of the container and of a command in it.
 func TestRuntimeTerminal(t *testing.T) {
-	for _, name := range runtimes {
+	for _, name := range runtimes() {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			rt := r.runtime(programOf(t, name))
