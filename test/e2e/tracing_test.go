@@ -122,6 +122,7 @@ func TestTracing(t *testing.T) {
 		}
 		return nil
 	})
+	t.Logf("kubelet's trace:\n%s", tracetest.Tree(list))
 	for path, s := range got {
 		if s.Begin.Before(begin) || s.End.Before(s.Begin) || s.End.After(time.Now()) {
 			t.Errorf("%s: from %s to %s", path, s.Begin, s.End)

@@ -366,10 +366,10 @@ func TestRootPropagation(t *testing.T) {
 			if err := unix.Mount("tmpfs", root+"/tmp/later", "tmpfs", 0, ""); err != nil {
 				t.Fatal(err)
 			}
+			n, _ := outR.Read(buf) // all that was written before it was ready
+			first := string(buf[:n])
 			inW.Write([]byte("go\n"))
 			inW.Close()
-			n, _ := outR.Read(buf)
-			first := string(buf[:n])
 			n, _ = outR.Read(buf)
 			wait(t, p)
 			unix.Unmount(root+"/tmp/later", unix.MNT_DETACH)

@@ -101,6 +101,7 @@ func Open(o Options) (*Tracer, error) {
 			attribute.String("host.name", host), attribute.Int("process.pid", os.Getpid()),
 		)),
 	)
+	o.Log.Info("traces are sent", "endpoint", u.Redacted(), "samplingRatio", o.SamplingRatio)
 	t.tracer = t.provider.Tracer("github.com/orlop-io/orlop", otel.WithInstrumentationVersion(o.Version))
 	return t, nil
 }

@@ -151,17 +151,17 @@ func TestNobodyListens(t *testing.T) {
 			t.Fatal(err)
 		}
 		begin := time.Now()
-		for range 10000 {
+		for range 3000 { // more than fit into the queue
 			_, span := trace.Serve(context.Background(), tracer, "op", trace.Parent{})
 			span.End(nil)
 		}
 		if d := time.Since(begin); d > 5*time.Second {
-			t.Errorf("%s: 10,000 spans took %s", url, d)
+			t.Errorf("%s: 3,000 spans took %s", url, d)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		tracer.Close(ctx)
 		cancel()
-		if s := tracer.Stats(); s.Ended != 10000 || s.Sent != 0 || s.Failed == 0 {
+		if s := tracer.Stats(); s.Ended != 3000 || s.Sent != 0 || s.Failed == 0 {
 			t.Errorf("%s: numbers %+v", url, s)
 		}
 		if n := strings.Count(out.String(), "takes no traces"); n != 1 {

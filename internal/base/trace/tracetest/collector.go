@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -116,6 +117,34 @@ func (c *Collector) Trace(id string) (list []Span) {
 		}
 	}
 	return list
+}
+
+// Tree shows spans as a person reads them: indented, in order, with what each took.
+func Tree(list []Span) string {
+	sorted := slices.Clone(list)
+	slices.SortStableFunc(sorted, func(a, b Span) int { return a.Begin.Compare(b.Begin) })
+	var out strings.Builder
+	var below func(parent, indent string)
+	below = func(parent, indent string) {
+		for _, s := range sorted {
+			if s.Parent == parent {
+				fmt.Fprintf(&out, "%8.2f ms  %s%s %s\n", s.End.Sub(s.Begin).Seconds()*1e3, indent, s.Name, s.Err)
+				below(s.ID, indent+"  ")
+			}
+		}
+	}
+	known := make(map[string]bool)
+	for _, s := range sorted {
+		known[s.ID] = true
+	}
+	roots := make(map[string]bool)
+	for _, s := range sorted {
+		if !known[s.Parent] && !roots[s.Parent] {
+			roots[s.Parent] = true
+			below(s.Parent, "")
+		}
+	}
+	return out.String()
 }
 
 // Path returns the names from the first span that is there to s, the last of them.
