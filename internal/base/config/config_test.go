@@ -30,6 +30,11 @@ func TestParse(t *testing.T) {
 		{"root cgroup", "cgroup: {parent: /}", []string{"cgroup.parent"}},
 		{"climbing cgroup", "cgroup: {parent: /a/../..}", []string{"cgroup.parent"}},
 		{"metrics", "metrics: {listen: 9464}", []string{"metrics.listen"}},
+		{"policy", "image: {policy: {default: maybe, rules: [{prefix: busybox, action: accept}, {prefix: 'a.b/c:1', action: signedBy}, {prefix: 'https://a.b', action: reject, keys: [x]}]}}",
+			[]string{`image.policy.default: "maybe"`, `rules[0].prefix: "busybox"`, `rules[1].prefix: "a.b/c:1"`, "rules[1].keys: signedBy needs", `rules[2].prefix: "https://a.b"`, "rules[2]: keys and signedAs belong"}},
+		{"a good policy", "image: {policy: {default: reject, rules: [{prefix: 'localhost', action: accept}, {prefix: 'a.b:5000/c', action: signedBy, keys: [k], signedAs: '*'}]}}", nil},
+		{"collection", "image: {gc: {highPercent: 50, lowPercent: 60, interval: 1ms}}", []string{"image.gc: lowPercent", "image.gc.interval"}},
+		{"hosts", "image: {hostsDirs: [certs.d]}", []string{`image.hostsDirs: "certs.d"`}},
 		{"metrics off", "metrics: {listen: 'off'}", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
