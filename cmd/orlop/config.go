@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/orlop-io/orlop/internal/base/config"
+	"github.com/orlop-io/orlop/internal/image"
 	"github.com/spf13/cobra"
 )
 
@@ -33,7 +34,11 @@ wrong with it. The exit code is 0 if the daemon would accept it.`,
   orlop config check ./config.yaml`,
 			Args: cobra.MaximumNArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				if _, err := config.Load(path(args)); err != nil {
+				c, err := config.Load(path(args))
+				if err != nil {
+					return err
+				}
+				if err := image.CheckConfig(c.Image); err != nil { // files that it names
 					return err
 				}
 				fmt.Fprintln(cmd.ErrOrStderr(), "the configuration is good")

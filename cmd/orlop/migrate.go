@@ -103,6 +103,9 @@ func (m *migration) settings(cmd *cobra.Command, read func() (migrate.Settings, 
 	if !wanted {
 		return nil
 	}
+	if _, err := os.Lstat(m.out); err == nil && !m.dryRun {
+		return errs.New(errs.AlreadyExists, "%s is there already; move it away, or name another file with --out (or no configuration: --config '')", m.out)
+	}
 	s, err := read()
 	if errors.Is(err, errs.NotFound) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "no configuration is written: %v\n", err)
@@ -119,9 +122,6 @@ func (m *migration) settings(cmd *cobra.Command, read func() (migrate.Settings, 
 		return nil
 	}
 	f, err := os.OpenFile(m.out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return errs.New(errs.AlreadyExists, "%s is there already; move it away, or name another file with --out (or no configuration: --config '')", m.out)
-	}
 	if err != nil {
 		return fileError(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -82,6 +83,17 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.startSyncer()
 	s.durable.wake() // what a former process had no time for
 	return s, nil
+}
+
+// CheckConfig tells whether Open would take the configuration: whether the keys and
+// certificates that it names can be read.
+func CheckConfig(c config.Image) error {
+	_, perr := policy.New(c.Policy)
+	regs, rerr := newRegistries(c, nil)
+	if rerr == nil {
+		regs.Close()
+	}
+	return errors.Join(perr, rerr)
 }
 
 // Close waits for background work (making layers durable, when images were used). The DB stays open.

@@ -208,6 +208,9 @@ func parsePolicyName(s string) (policy.Name, error) {
 // that full name, or by its ID (""): then one of its names must be allowed. The
 // caller holds mu.
 func (s *Store) allowed(r imageRecord, name string) error {
+	if s.policy.AcceptsAll() { // every start asks
+		return nil
+	}
 	if name != "" {
 		return s.allowedName(name, s.st.names[name])
 	}

@@ -56,10 +56,12 @@ func crioStore(t testing.TB) (root string, id string, layers [][]byte) {
 		must(tw.Close())
 		var split bytes.Buffer
 		z := gzip.NewWriter(&split)
-		in, err := asm.NewInputTarStream(bytes.NewReader(archive.Bytes()), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
+		in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(archive.Bytes()), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
 		must(err)
 		_, err = io.Copy(io.Discard, in)
 		must(err)
+		must(in.Close())
+		must(<-done)
 		must(z.Close())
 		write("overlay-layers/"+id+".tar-split.gz", split.Bytes())
 		d := digest.FromBytes(archive.Bytes())

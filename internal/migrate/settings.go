@@ -74,14 +74,6 @@ func because(why string) carry {
 	return func(*carrier, []string, setting) string { return why }
 }
 
-// to carries a value over as it is.
-func to(key string) carry {
-	return func(c *carrier, _ []string, s setting) string {
-		c.out[key] = s.value
-		return ""
-	}
-}
-
 // fits matches a key with a pattern.
 func fits(pattern string, path []string) ([]string, bool) {
 	var match []string

@@ -34,12 +34,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests need root: they run containerd")
 		os.Exit(1)
 	}
-	code := m.Run()
-	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil && code == 0 && strings.Contains(string(mounts), os.TempDir()+"/TestM") {
-		fmt.Fprintf(os.Stderr, "mounts are left behind:\n%s", mounts)
-		code = 1
-	}
-	os.Exit(code)
+	imagetest.Main(m)
 }
 
 func openStore(t *testing.T) *image.Store {

@@ -412,7 +412,9 @@ func (c *Config) Validate() error {
 	oneOf("image.policy.default", c.Image.Policy.Default, "accept", "reject")
 	for i, r := range c.Image.Policy.Rules {
 		at := fmt.Sprintf("image.policy.rules[%d]", i)
-		check(r.Prefix != "" && !strings.ContainsAny(r.Prefix, "@* ") && !strings.Contains(r.Prefix, "://"), "%s.prefix: %q must be a registry host, or a host and a path: ghcr.io/example", at, r.Prefix)
+		host, path, _ := strings.Cut(r.Prefix, "/")
+		check((strings.ContainsAny(host, ".:") || host == "localhost") && !strings.ContainsAny(r.Prefix, "@* ") && !strings.Contains(path, ":") && !strings.HasPrefix(path, "/"),
+			"%s.prefix: %q must be a registry host, or a host and a path, without a tag: ghcr.io/example, docker.io/library", at, r.Prefix)
 		oneOf(at+".action", r.Action, "accept", "reject", "signedBy")
 		if r.Action == "signedBy" {
 			check(len(r.Keys) > 0, "%s.keys: signedBy needs at least one public key", at)

@@ -37,6 +37,11 @@ func TestParse(t *testing.T) {
 		{"bad runtimes", "cri: {runtimes: {default: {path: runc}, Up: {path: /x, timeout: 1ms}, a: {path: /a, root: /r}, b: {path: /b, root: /r}}}",
 			[]string{"own executor", "cri.runtimes.default.path", `"Up" must be`, "cri.runtimes.Up.timeout", "/r is that of a too"}},
 		{"unknown key of a runtime", "cri: {runtimes: {runc: {path: /usr/sbin/runc, type: oci}}}", []string{`unknown key "type" under "runtime"`}},
+		{"policy", "image: {policy: {default: maybe, rules: [{prefix: busybox, action: accept}, {prefix: 'a.b/c:1', action: signedBy}, {prefix: 'https://a.b', action: reject, keys: [x]}]}}",
+			[]string{`image.policy.default: "maybe"`, `rules[0].prefix: "busybox"`, `rules[1].prefix: "a.b/c:1"`, "rules[1].keys: signedBy needs", `rules[2].prefix: "https://a.b"`, "rules[2]: keys and signedAs belong"}},
+		{"a good policy", "image: {policy: {default: reject, rules: [{prefix: 'localhost', action: accept}, {prefix: 'a.b:5000/c', action: signedBy, keys: [k], signedAs: '*'}]}}", nil},
+		{"collection", "image: {gc: {highPercent: 50, lowPercent: 60, interval: 1ms}}", []string{"image.gc: lowPercent", "image.gc.interval"}},
+		{"hosts", "image: {hostsDirs: [certs.d]}", []string{`image.hostsDirs: "certs.d"`}},
 		{"metrics off", "metrics: {listen: 'off'}", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

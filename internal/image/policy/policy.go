@@ -65,7 +65,7 @@ func New(c config.ImagePolicy) (*Policy, error) {
 		bad := func(err error) (*Policy, error) {
 			return nil, errs.New(errs.Invalid, "image.policy.rules[%d] (%s): %w", i, r.Prefix, err)
 		}
-		rule := Rule{Prefix: strings.TrimSuffix(r.Prefix, "/"), Action: Action(r.Action), SignedAs: strings.TrimSuffix(r.SignedAs, "/")}
+		rule := Rule{Prefix: normal(strings.TrimSuffix(r.Prefix, "/")), Action: Action(r.Action), SignedAs: strings.TrimSuffix(r.SignedAs, "/")}
 		if slices.ContainsFunc(p.rules, func(o Rule) bool { return o.Prefix == rule.Prefix }) {
 			return bad(fmt.Errorf("the prefix has a rule already"))
 		}
@@ -87,8 +87,26 @@ func New(c config.ImagePolicy) (*Policy, error) {
 	return p, nil
 }
 
+// normal gives a repository the one form in which rules are compared: the same
+// registry must not be another one by its spelling.
+func normal(repository string) string {
+	host, path, below := strings.Cut(strings.ToLower(repository), "/")
+	host = strings.TrimSuffix(host, ":443")
+	if host == "index.docker.io" || host == "registry-1.docker.io" {
+		host = "docker.io"
+	}
+	if !below {
+		return host
+	}
+	return host + "/" + path
+}
+
+// AcceptsAll tells that nothing is ever refused.
+func (p *Policy) AcceptsAll() bool { return len(p.rules) == 1 && p.rules[0].Action == Accept }
+
 // Rule returns the rule for a repository, host/path.
 func (p *Policy) Rule(repository string) Rule {
+	repository = normal(repository)
 	for _, r := range p.rules {
 		if r.Prefix == "" || repository == r.Prefix || strings.HasPrefix(repository, r.Prefix+"/") {
 			return r

@@ -158,14 +158,15 @@ func TestBundle(t *testing.T) {
 
 func TestRule(t *testing.T) {
 	p, err := New(config.ImagePolicy{Default: "reject", Rules: []config.PolicyRule{
-		{Prefix: "reg.example", Action: "accept"}, {Prefix: "reg.example/team/", Action: "reject"}, {Prefix: "reg.example/team/app", Action: "accept"},
+		{Prefix: "reg.example", Action: "accept"}, {Prefix: "reg.example/team/", Action: "reject"}, {Prefix: "Reg.Example:443/team/app", Action: "accept"},
+		{Prefix: "registry-1.docker.io", Action: "accept"},
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for repo, want := range map[string]string{
 		"reg.example/x": "reg.example", "reg.example/team/x": "reg.example/team", "reg.example/team": "reg.example/team", "reg.example/teams/x": "reg.example",
-		"reg.example/team/app": "reg.example/team/app", "reg.example/team/app/x": "reg.example/team/app", "reg.example.org/x": "", "reg.example:5000/x": "",
+		"reg.example/team/app": "reg.example/team/app", "reg.example/team/app/x": "reg.example/team/app", "reg.example.org/x": "", "reg.example:5000/x": "", "reg.example:443/team/x": "reg.example/team", "hub.example/x": "", "index.docker.io/library/x": "docker.io",
 	} {
 		if r := p.Rule(repo); r.Prefix != want || want == "" && r.Action != Reject {
 			t.Errorf("%s: the rule for %q, not %q", repo, r.Prefix, want)

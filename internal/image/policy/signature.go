@@ -174,11 +174,11 @@ func (r Rule) meets(n Name, s Signed, parse func(string) (Name, error)) error {
 	if err != nil {
 		return fmt.Errorf("it is signed as %q, which is no image name", s.As)
 	}
-	want := n.Repository
+	want := normal(n.Repository)
 	if r.SignedAs != "" {
-		want = r.SignedAs + strings.TrimPrefix(n.Repository, r.Prefix)
+		want = normal(r.SignedAs) + strings.TrimPrefix(want, r.Prefix)
 	}
-	if as.Repository != want {
+	if normal(as.Repository) != want {
 		return fmt.Errorf("it is signed as %s, not as %s (signedAs in image.policy allows that)", as.Repository, want)
 	}
 	// A tag that was signed binds whoever asks by a tag, as with containers-policy.json.

@@ -1,0 +1,9 @@
+package migrate
+
+import (
+	"testing"
+
+	"github.com/orlop-io/orlop/internal/image/imagetest"
+)
+
+func TestMain(m *testing.M) { imagetest.Main(m) }
