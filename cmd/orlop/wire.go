@@ -43,6 +43,7 @@ func (h *host) podOptions() pod.Options {
 		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
 		Runtimes:   runtimes(c),
 		SeccompDir: c.Pod.SeccompDir, CDIDirs: c.Pod.CDIDirs, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
+		FirstID: c.Pod.UserNamespaces.FirstID, UserNamespaces: c.Pod.UserNamespaces.Pods,
 		Log: h.log.With("domain", "pod"),
 	}
 }
