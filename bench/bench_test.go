@@ -95,7 +95,9 @@ func TestShortRun(t *testing.T) {
 	for _, want := range []string{
 		"| pod start, p50 | ≤ 0.20 of containerd |", "| container start to end, p50 |", "| memory per idle pod, PSS |", "| pull and unpack, p50 |",
 		"| `orlop-oci run`, p50 |", "| orlop: 4 containers at once | no error | 0 errors |", "| daemon without pods, PSS |", "| size of orlop-init, stripped |",
-		"| | orlop | containerd | podman | ratio to containerd | ratio to podman |", "| | orlop | orlop-oci | runc |",
+		"| | orlop | orlop-cri | containerd | podman | orlop-cri to containerd | orlop to podman |",
+		"| pod start by CRI beside containerd's, p50 | ≤ 0.20 of containerd |", "| pod start by CRI, CPU time | ≤ 35.0 ms |", "| stop and remove by CRI, p50 | ≤ 45.0 ms |", "| ExecSync, p50 | ≤ 6.0 ms |", "| pods per second by CRI, 8 at once | ≥ 45 |",
+		"| memory per idle pod by CRI, PSS |", "| | orlop | orlop-oci | runc |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)
@@ -135,12 +137,15 @@ func TestTargets(t *testing.T) {
 		Containers: []*containerResult{{Name: "orlop", Run: sample{10}, RunCPU: spent{5, 1}}, {Name: "runc", Run: sample{55}, RunCPU: spent{20, 1}}},
 		Runtimes: []*podResult{
 			{Name: "orlop", Start: sample{20}, StartCPU: spent{21, 1}, Pull: sample{2}, Empty: map[string]usage{"orlop": {1, 100, 100}}, Full: map[string]usage{"orlop": {1, 400, 400}}},
+			{Name: "orlop-cri", Start: sample{34}, StartCPU: spent{19, 1}, Remove: sample{46}, Exec: sample{5}, PerSecond: 44, Empty: map[string]usage{"orlop": {1, 100, 100}}, Full: map[string]usage{"orlop": {1, 300, 300}}},
 			{Name: "containerd", Start: sample{100}, StartCPU: spent{100, 1}, Pull: sample{4}},
 		},
 	}
 	want := map[string]bool{"container start to end, p50": true, "the same, CPU time": false, "pod start, p50": true, "pod start, p95": true,
 		"pod start, CPU time": false, "pull and unpack, p50": true, "memory per idle pod, PSS": false, "daemon without pods, PSS": true,
-		"keeper without pods, RSS": true, "size of orlop-init, stripped": false}
+		"keeper without pods, RSS": true, "size of orlop-init, stripped": false,
+		"pod start by CRI beside containerd's, p50": false, "pod start by CRI beside containerd's, CPU time": true, "pod start by CRI, p50": true, "pod start by CRI, CPU time": true,
+		"stop and remove by CRI, p50": false, "ExecSync, p50": true, "pods per second by CRI, 8 at once": false, "memory per idle pod by CRI, PSS": true}
 	got := make(map[string]bool)
 	for _, x := range r.targets() {
 		got[x.what] = x.ok

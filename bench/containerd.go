@@ -7,23 +7,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // containerd is Debian's containerd with runc, through its CRI socket, its pods on the
 // reference bridge plugin.
 type containerd struct {
+	criClient
 	dir      string
 	registry registry
 	group    group
-	rt       cri.RuntimeServiceClient
-	img      cri.ImageServiceClient
-	mu       sync.Mutex
-	pods     map[string]string // name → sandbox, guarded by mu
 }
 
 const containerdConfig = `version = 2
@@ -68,7 +60,6 @@ func (c *containerd) Version() (string, error) {
 }
 
 func (c *containerd) Start(ctx context.Context) (err error) {
-	c.pods = make(map[string]string)
 	if err := os.MkdirAll(c.dir+"/cni", 0o700); err != nil {
 		return err
 	}
@@ -87,95 +78,14 @@ func (c *containerd) Start(ctx context.Context) (err error) {
 	if _, err = c.group.spawn(log, "containerd", "--config", c.dir+"/config.toml"); err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient("unix://"+containerdSocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	c.rt, c.img = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
-	return withLog(until(ctx, func() error {
-		st, err := c.rt.Status(ctx, &cri.StatusRequest{})
-		if err != nil {
-			return err
-		}
-		for _, cond := range st.Status.Conditions {
-			if !cond.Status {
-				return fmt.Errorf("%s: %s", cond.Type, cond.Message)
-			}
-		}
-		return nil
-	}), log)
-}
-
-func (c *containerd) StartPod(ctx context.Context, name string) error {
-	pc := &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
-		Hostname:     name,
-		LogDirectory: filepath.Join(c.dir, "logs", name),
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: c.group.pods()},
-	}
-	if err := os.MkdirAll(pc.LogDirectory, 0o700); err != nil {
-		return err
-	}
-	sb, err := c.rt.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pc})
-	if err != nil {
-		return fmt.Errorf("RunPodSandbox: %w", err)
-	}
-	c.mu.Lock()
-	c.pods[name] = sb.PodSandboxId
-	c.mu.Unlock()
-	ct, err := c.rt.CreateContainer(ctx, &cri.CreateContainerRequest{
-		PodSandboxId: sb.PodSandboxId, SandboxConfig: pc,
-		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "idle"},
-			Image:    &cri.ImageSpec{Image: c.registry.idle()},
-			LogPath:  "idle.log",
-			Linux: &cri.LinuxContainerConfig{
-				Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 100},
-				SecurityContext: &cri.LinuxContainerSecurityContext{
-					Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
-				},
-			},
-		},
-	})
-	if err != nil {
-		return fmt.Errorf("CreateContainer: %w", err)
-	}
-	if _, err := c.rt.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: ct.ContainerId}); err != nil {
-		return fmt.Errorf("StartContainer: %w", err)
-	}
-	return nil
-}
-
-func (c *containerd) RemovePod(ctx context.Context, name string) error {
-	c.mu.Lock()
-	id := c.pods[name]
-	delete(c.pods, name)
-	c.mu.Unlock()
-	l, err := c.rt.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
-	if err != nil {
-		return err
-	}
-	for _, ct := range l.Containers {
-		if _, err := c.rt.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: ct.Id, Timeout: 0}); err != nil {
-			return err
-		}
-	}
-	if _, err := c.rt.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
-		return err
-	}
-	_, err = c.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
-	return err
-}
-
-func (c *containerd) Pull(ctx context.Context, ref string) error {
-	_, err := c.img.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
-	return err
+	c.image, c.logs, c.parent = c.registry.idle(), c.dir+"/logs", c.group.pods()
+	return withLog(c.dial(ctx, containerdSocket), log)
 }
 
 // Drop removes the image and waits until its content is gone, so that the next
 // pull is a whole one.
 func (c *containerd) Drop(ctx context.Context, ref string) error {
-	if _, err := c.img.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: ref}}); err != nil {
+	if err := c.criClient.Drop(ctx, ref); err != nil {
 		return err
 	}
 	return until(ctx, func() error {

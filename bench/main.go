@@ -39,7 +39,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&o.out, "out", "", "file to write the page to; standard output where empty")
-	f.StringVar(&o.only, "only", "", "comma-separated names of what to measure (orlop, orlop-oci, containerd, podman, runc, crun)")
+	f.StringVar(&o.only, "only", "", "comma-separated names of what to measure (orlop, orlop-cri, orlop-oci, containerd, podman, runc, crun)")
 	f.StringVar(&o.dir, "dir", "/var/tmp/orlop-bench", "directory for everything that is made; it is removed before and after")
 	f.StringVar(&o.bin, "bin", "bin", "directory of this tree's binaries")
 	f.BoolVar(&o.asJSON, "json", false, "print what was measured instead of the page")

@@ -60,7 +60,7 @@ func measure(ctx context.Context, o options) (*results, error) {
 			if err := r.Runtimes[i].measureStarts(ctx, p, round, o.pods); err != nil {
 				return nil, fmt.Errorf("pods of %s: %w", p.Name(), err)
 			}
-			if !o.pulls {
+			if _, same := p.(*orlopCRI); same || !o.pulls { // pulls are the same on either socket
 				continue
 			}
 			say("round %d: pull by %s", round+1, p.Name())
@@ -125,7 +125,8 @@ func openRuntimes(ctx context.Context, o options, reg registry, r *results) (lis
 		return nil, nil
 	}
 	for _, p := range []podRuntime{
-		&orlop{bin: o.bin, dir: o.dir + "/orlop", registry: reg},
+		&orlop{instance: "orlop", block: 232, bin: o.bin, dir: o.dir + "/orlop", registry: reg},
+		&orlopCRI{daemon: &orlop{instance: "orlop-cri", block: 234, bin: o.bin, dir: o.dir + "/orlop-cri", registry: reg}},
 		&containerd{dir: o.dir + "/containerd", registry: reg},
 		&podman{dir: o.dir + "/podman", registry: reg},
 	} {
@@ -276,7 +277,7 @@ func (c *containerResult) soak(ctx context.Context, s starter, o options) (err e
 	return err
 }
 
-// measureStarts measures n pod starts one after another.
+// measureStarts measures n pod starts one after another, and n commands in a pod.
 func (r *podResult) measureStarts(ctx context.Context, p podRuntime, round, n int) error {
 	for i := range n + 1 { // the first of a round warms caches
 		if err := ctx.Err(); err != nil {
@@ -303,7 +304,32 @@ func (r *podResult) measureStarts(ctx context.Context, p podRuntime, round, n in
 			r.RemoveCPU.add(cpu[1], 1)
 		}
 	}
+	if e, ok := p.(executes); ok {
+		return r.measureExec(ctx, p, e, round, n)
+	}
 	return nil
+}
+
+func (r *podResult) measureExec(ctx context.Context, p podRuntime, e executes, round, n int) error {
+	name := fmt.Sprintf("exec-%d", round)
+	if err := p.StartPod(ctx, name); err != nil {
+		return err
+	}
+	if err := e.Exec(ctx, name); err != nil { // warms caches
+		return err
+	}
+	cpu, err := counted(p.Group(), func() error {
+		for range n {
+			begin := time.Now()
+			if err := e.Exec(ctx, name); err != nil {
+				return err
+			}
+			r.Exec.add(time.Since(begin))
+		}
+		return nil
+	})
+	r.ExecCPU.add(cpu, n)
+	return errors.Join(err, p.RemovePod(ctx, name))
 }
 
 const atOnce = 8

@@ -18,6 +18,8 @@ import (
 
 // orlop is this tree's daemon, through its control socket.
 type orlop struct {
+	instance  string // names what it makes, and its group
+	block     byte   // second byte of its pods' addresses
 	bin, dir  string
 	registry  registry
 	group     group
@@ -29,19 +31,19 @@ type orlop struct {
 	started map[string]chan struct{} // by pod, guarded by mu
 }
 
-const orlopRun = "/run/orlop-bench"
+func (o *orlop) run() string { return "/run/" + o.instance }
 
-const orlopConfig = `instance: orlbench
+const orlopConfig = `instance: %s
 root: %s/root
 run: %s
 cgroup: {parent: %s}
 metrics: {listen: "off"}
 log: {level: warn}
-network: {ipv4Block: 10.232.0.0/16, ipv6Block: "fd6f:726c:6265::/64"}
+network: {ipv4Block: 10.%[5]d.0.0/16, ipv6Block: "fd6f:726c:%[5]x::/64"}
 volume: {poolSizeBytes: 1073741824, reserveBytes: 0}
 `
 
-func (o *orlop) Name() string             { return "orlop" }
+func (o *orlop) Name() string             { return o.instance }
 func (o *orlop) Version() (string, error) { return version(o.bin+"/orlop", "--version") }
 func (o *orlop) Group() group             { return o.group }
 
@@ -50,10 +52,10 @@ func (o *orlop) Start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(o.dir, 0o700); err != nil {
 		return err
 	}
-	if o.group, err = newGroup("orlop"); err != nil {
+	if o.group, err = newGroup(o.instance); err != nil {
 		return err
 	}
-	config := fmt.Sprintf(orlopConfig, o.dir, orlopRun, o.group.pods())
+	config := fmt.Sprintf(orlopConfig, o.instance, o.dir, o.run(), o.group.pods(), o.block)
 	if err := os.WriteFile(o.dir+"/config.yaml", []byte(config), 0o600); err != nil {
 		return err
 	}
@@ -64,7 +66,7 @@ func (o *orlop) Start(ctx context.Context) (err error) {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	h := &http.Client{Transport: &http.Transport{Protocols: &protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", orlopRun+"/orlop.sock")
+		return (&net.Dialer{}).DialContext(ctx, "unix", o.run()+"/orlop.sock")
 	}}}
 	o.manifests = orlopv1connect.NewManifestsClient(h, "http://orlop", connect.WithGRPC())
 	o.pods = orlopv1connect.NewPodsClient(h, "http://orlop", connect.WithGRPC())

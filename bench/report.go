@@ -56,7 +56,7 @@ Written by %s on %s: Orlop and what the distribution packages, side by side in %
 		p("\n")
 		r.V2.writeContainers(p)
 	}
-	p("\n## How\n\nThe run has mount, network, PID and IPC namespaces of its own and its registry on their loopback, so it leaves nothing behind however it ends. CPU time is\nread from a control group that holds a runtime's processes and those of its containers, and goes on to %s after the answer. The first start of each\nround warms caches and is not counted. containerd runs pods by CRI on the reference bridge and portmap plugins with a pause container; podman runs single containers\non the same plugins; all with the default seccomp profile, a memory limit and CPU shares. `bench -help` lists what can be changed.\n", aftermath)
+	p("\n## How\n\nThe run has mount, network, PID and IPC namespaces of its own and its registry on their loopback, so it leaves nothing behind however it ends. CPU time is\nread from a control group that holds a runtime's processes and those of its containers, and goes on to %s after the answer. The first start of each\nround warms caches and is not counted. *orlop* is given manifests, *orlop-cri* is\nanother daemon like it, driven by CRI, step by step as kubelet does, from RunPodSandbox until the container's status is RUNNING; containerd is driven by the same client, on the reference bridge and portmap plugins with a pause container; podman runs single containers\non the same plugins; all with the default seccomp profile, a memory limit and CPU shares. `bench -help` lists what can be changed.\n", aftermath)
 }
 
 // ratio is empty where there is nothing to divide by.
@@ -85,24 +85,57 @@ func (r *results) writePods(p printer) {
 		{"CPU per start", func(p *podResult) float64 { return p.StartCPU.each() }, ms, false},
 		{"remove p50", func(p *podResult) float64 { return p.Remove.at(.5) }, ms, false},
 		{"CPU per removal", func(p *podResult) float64 { return p.RemoveCPU.each() }, ms, false},
+		{"ExecSync p50", func(p *podResult) float64 { return p.Exec.at(.5) }, ms, false},
+		{"ExecSync p95", func(p *podResult) float64 { return p.Exec.at(.95) }, ms, false},
+		{"CPU per ExecSync", func(p *podResult) float64 { return p.ExecCPU.each() }, ms, false},
 		{"pods per second", func(p *podResult) float64 { return p.PerSecond }, func(v float64) string { return fmt.Sprintf("%.1f", v) }, true},
 		{"memory per idle pod", func(p *podResult) float64 { return p.perPodKiB(r.Idle) }, kib, false},
 		{"memory without pods", func(p *podResult) float64 { return totalPSS(p.Empty) }, kib, false},
 		{"pull and unpack p50", func(p *podResult) float64 { return p.Pull.at(.5) }, ms, false},
 		{"CPU per pull", func(p *podResult) float64 { return p.PullCPU.each() }, ms, false},
 	}
-	header(p, r.Runtimes, func(p *podResult) string { return p.Name })
-	us := r.runtime("orlop")
+	// A peer on the CRI is compared with Orlop on the CRI.
+	ours := func(peer *podResult) *podResult {
+		if driven := r.runtime("orlop-cri"); driven != nil && peer.Name == "containerd" {
+			return driven
+		}
+		return r.runtime("orlop")
+	}
+	line, rule := "| |", "|---|"
+	for _, x := range r.Runtimes {
+		line, rule = line+" "+x.Name+" |", rule+"---|"
+	}
+	var peers []*podResult
+	for _, x := range r.Runtimes {
+		if us := ours(x); us != nil && !strings.HasPrefix(x.Name, "orlop") {
+			peers = append(peers, x)
+			line, rule = line+" "+us.Name+" to "+x.Name+" |", rule+"---|"
+		}
+	}
+	p("%s\n%s\n", line, rule)
 	for _, row := range rows {
 		if strings.Contains(row.what, "pull") && r.PullFiles == 0 || r.Idle == 0 && (strings.Contains(row.what, "memory") || row.more) {
 			continue
 		}
+		lacks := func(x *podResult) bool {
+			return strings.Contains(row.what, "ExecSync") && len(x.Exec) == 0 || strings.Contains(row.what, "pull") && x.Name == "orlop-cri"
+		}
 		p("| %s |", row.what)
 		for _, x := range r.Runtimes {
-			p(" %s |", row.format(row.value(x)))
+			if lacks(x) {
+				p(" |")
+			} else {
+				p(" %s |", row.format(row.value(x)))
+			}
 		}
-		for _, x := range r.Runtimes {
-			if us != nil && x != us {
+		for _, x := range peers {
+			us := ours(x)
+			if lacks(us) {
+				us = r.runtime("orlop") // which has pulled as the other would
+			}
+			if lacks(x) || us == nil {
+				p(" |")
+			} else {
 				p(" %s |", ratio(row.value(us), row.value(x)))
 			}
 		}

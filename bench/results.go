@@ -41,6 +41,8 @@ type podResult struct {
 	StartCPU      spent  // all processes of runtime and pod
 	Remove        sample // ms
 	RemoveCPU     spent
+	Exec          sample // ms, of runtimes that have it
+	ExecCPU       spent
 	PerSecond     float64          // 8 at once
 	Empty, Full   map[string]usage // memory of the runtime's own processes with no pod, and with the idle ones
 	Pull          sample           // ms

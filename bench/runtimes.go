@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// podRuntime runs pods: Orlop, containerd, podman.
+// podRuntime runs pods: Orlop by manifests and by CRI, containerd by CRI, podman by its command line.
 type podRuntime interface {
 	Name() string
 	Version() (string, error)
@@ -22,6 +22,12 @@ type podRuntime interface {
 	// Pull fetches and unpacks the image; Drop removes it again, content and all.
 	Pull(ctx context.Context, ref string) error
 	Drop(ctx context.Context, ref string) error
+}
+
+// executes is a podRuntime that runs a command in a pod's container while the caller waits.
+type executes interface {
+	// Exec runs /bin/true in the container of a pod that StartPod has started.
+	Exec(ctx context.Context, name string) error
 }
 
 // starter runs single containers, with the default seccomp profile, from a prepared root.

@@ -68,6 +68,20 @@ func (r *results) targets() (list []target) {
 			atMost("pull and unpack, p50", us.Pull.at(.5), ct.Pull.at(.5), .5, ms, "containerd", "")
 		}
 	}
+	if driven := r.runtime("orlop-cri"); driven != nil {
+		if ct != nil {
+			atMost("pod start by CRI beside containerd's, p50", driven.Start.at(.5), ct.Start.at(.5), .2, ms, "containerd", causes["pod"])
+			atMost("pod start by CRI beside containerd's, CPU time", driven.StartCPU.each(), ct.StartCPU.each(), .2, ms, "containerd", causes["pod cpu"])
+		}
+		limit("pod start by CRI, p50", driven.Start.at(.5), 35, ms, causes["pod"])
+		limit("pod start by CRI, CPU time", driven.StartCPU.each(), 35, ms, causes["pod cpu"])
+		limit("stop and remove by CRI, p50", driven.Remove.at(.5), 45, ms, "")
+		limit("ExecSync, p50", driven.Exec.at(.5), 6, ms, "")
+		if r.Idle > 0 {
+			add(target{what: fmt.Sprintf("pods per second by CRI, %d at once", atOnce), want: "≥ 45", orlop: fmt.Sprintf("%.1f", driven.PerSecond), ok: driven.PerSecond >= 45})
+			limit("memory per idle pod by CRI, PSS", driven.perPodKiB(r.Idle), 128, kib, causes["idle"])
+		}
+	}
 	if us != nil && r.Idle > 0 {
 		limit("memory per idle pod, PSS", us.perPodKiB(r.Idle), 128, kib, causes["idle"])
 		limit("daemon without pods, PSS", us.Empty["orlop"].PSSKiB, 60<<10, kib, "")

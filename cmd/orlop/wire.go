@@ -43,6 +43,7 @@ func (h *host) podOptions() pod.Options {
 		CgroupParent: c.Cgroup.Parent, CgroupDriver: driver,
 		Runtimes:   runtimes(c),
 		SeccompDir: c.Pod.SeccompDir, CDIDirs: c.Pod.CDIDirs, LogMaxBytes: c.Pod.LogMaxBytes, LogMaxFiles: c.Pod.LogMaxFiles, MaxPIDs: c.Pod.MaxPIDs,
+		FirstID: c.Pod.UserNamespaces.FirstID, UserNamespaces: c.Pod.UserNamespaces.Pods,
 		Log: h.log.With("domain", "pod"),
 	}
 }
@@ -126,7 +127,10 @@ func (i podImages) Find(ctx context.Context, ref string) (_ pod.Image, err error
 	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
 }
 
-func (i podImages) Use(ctx context.Context, ref string) (pod.Image, error) {
+func (i podImages) Use(ctx context.Context, ref string) (_ pod.Image, err error) {
+	ctx, span := trace.Start(ctx, "image use")
+	defer span.End(&err)
+	span.Set("container.image.name", ref)
 	img, err := i.Store.Use(ctx, ref)
 	return pod.Image{ID: img.ID.String(), Config: img.Config}, err
 }

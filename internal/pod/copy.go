@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // openInside resolves a path as a process of a running container does: volumes included,
@@ -65,7 +66,11 @@ func (p *Pods) CopyFrom(ctx context.Context, k Key, container, from string, w io
 		return err
 	}
 	defer at.Close()
-	tw := tar.NewWriter(w)
+	users, err := p.usersOf(k)
+	if err != nil {
+		return err
+	}
+	tw := &archiver{Writer: tar.NewWriter(w), users: users}
 	base := path.Base(path.Clean(from))
 	if base == "/" {
 		base = "."
@@ -76,7 +81,29 @@ func (p *Pods) CopyFrom(ctx context.Context, k Key, container, from string, w io
 	return tw.Close()
 }
 
-func archive(ctx context.Context, at *os.File, base string, tw *tar.Writer) error {
+// usersOf are the ids of the pod's user namespace; nil: it has the host's.
+func (p *Pods) usersOf(k Key) (*namespace.IDMaps, error) {
+	w, err := p.worker(k)
+	if err != nil {
+		return nil, err
+	}
+	return w.spec().Users, nil
+}
+
+// archiver writes owners as the pod knows them.
+type archiver struct {
+	*tar.Writer
+	users *namespace.IDMaps
+}
+
+func (a *archiver) WriteHeader(h *tar.Header) error {
+	if a.users != nil {
+		h.Uid, h.Gid = a.users.Inside(h.Uid, h.Gid)
+	}
+	return a.Writer.WriteHeader(h)
+}
+
+func archive(ctx context.Context, at *os.File, base string, tw *archiver) error {
 	fi, err := os.Stat(again(at))
 	if err != nil {
 		return err
@@ -130,7 +157,7 @@ func archive(ctx context.Context, at *os.File, base string, tw *tar.Writer) erro
 
 // archiveFile writes a file as long as it was when it was looked at: one that grows
 // meanwhile is cut, one that shrinks is filled up, or the archive would end here.
-func archiveFile(tw *tar.Writer, fi fs.FileInfo, name string, open func() (*os.File, error)) error {
+func archiveFile(tw *archiver, fi fs.FileInfo, name string, open func() (*os.File, error)) error {
 	f, err := open()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -167,6 +194,10 @@ func (p *Pods) CopyTo(ctx context.Context, k Key, container, to string, r io.Rea
 		return err
 	}
 	defer at.Close()
+	users, err := p.usersOf(k)
+	if err != nil {
+		return err
+	}
 	dir, err := os.OpenRoot(again(at))
 	if err != nil {
 		return errs.New(errs.FailedPrecondition, "%s is not a directory of the container: %w", to, err)
@@ -184,7 +215,12 @@ func (p *Pods) CopyTo(ctx context.Context, k Key, container, to string, r io.Rea
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := extract(dir, h, tr); err != nil {
+		if users != nil {
+			if h.Uid, h.Gid, err = users.Outside(h.Uid, h.Gid); err != nil {
+				return fmt.Errorf("copy %s to %s: %w", h.Name, to, err)
+			}
+		}
+		if err := users.AsRoot(func() error { return extract(dir, h, tr) }); err != nil {
 			return fmt.Errorf("copy %s to %s: %w", h.Name, to, err)
 		}
 	}

@@ -342,10 +342,7 @@ func (d *Driven) binds(ctx context.Context, pod *drivenPod, id ContainerID, c *C
 			}
 			from = resolved
 		}
-		m := bind(from, b.ContainerPath, b.ReadOnly)
-		if b.Users != nil {
-			m.UIDMappings, m.GIDMappings = b.Users.UIDs, b.Users.GIDs
-		}
+		m := idMapped(bind(from, b.ContainerPath, b.ReadOnly), b.Users)
 		m.Options = append(m.Options, propagation(b.Propagation))
 		if b.Recursive {
 			if !b.ReadOnly || b.Propagation != "" {

@@ -139,7 +139,7 @@ func (d *Driven) CheckHandler(name string) error {
 // admit refuses a pod that its handler cannot have.
 func (h *handlers) admit(spec *Spec) error {
 	r, err := h.runtime(spec.Handler)
-	if err == nil && r != nil && spec.Users != nil {
+	if err == nil && r != nil && (spec.OwnUsers || spec.Users != nil) {
 		err = errs.New(errs.Unsupported, "runtime handler %s has no pods in user namespaces of their own; use the default handler, or hostUsers: true", r.Name)
 	}
 	return err

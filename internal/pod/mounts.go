@@ -56,7 +56,7 @@ func (w *worker) mounts(ctx context.Context, spec *Spec, c *Container) (list []s
 			b.Options[1] = "rro"
 		}
 		b.Options = append(b.Options, propagation(m.Propagation))
-		list = append(list, b)
+		list = append(list, idMapped(b, spec.Users))
 	}
 	for _, d := range c.Devices {
 		v, err := find(d.Volume)

@@ -49,6 +49,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := id.checkIDs(in.Pod.Users, c.Name); err != nil {
+		return nil, err
+	}
 	cwd := c.WorkingDir
 	if cwd == "" {
 		cwd = in.Image.WorkingDir

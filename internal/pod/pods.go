@@ -42,7 +42,10 @@ type Options struct {
 	LogMaxBytes int64
 	LogMaxFiles int
 	MaxPIDs     int64 // per container; 0: no limit
-	Log         *slog.Logger
+	// FirstID is the host's first id of those for user namespaces of applied pods, of which there can be so many.
+	FirstID        uint32
+	UserNamespaces int
+	Log            *slog.Logger
 }
 
 // Pods is every pod of this host. One goroutine, its worker, looks after each: it
@@ -64,6 +67,8 @@ type Pods struct {
 	runtime   *link
 	handlers  handlers
 	cgroups   *cgroup.Host
+
+	users sync.Mutex // held while ids for a user namespace are chosen
 
 	mu      sync.Mutex
 	workers map[Key]*worker

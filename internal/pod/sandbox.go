@@ -64,6 +64,12 @@ func (w *worker) ensureSandbox(ctx context.Context, spec *Spec) (err error) {
 	}
 	ctx, span := w.span(ctx, "pod sandbox")
 	defer span.End(&err)
+	if spec.OwnUsers && spec.Users == nil {
+		if err := w.takeUsers(); err != nil {
+			return fmt.Errorf("make the pod's user namespace: %w", err)
+		}
+		*spec = w.spec()
+	}
 	for _, d := range []string{w.runDir(), filepath.Join(w.runDir(), "etc"), filepath.Join(w.runDir(), "volumes"), filepath.Join(w.runDir(), "containers")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
@@ -198,23 +204,11 @@ func (w *worker) writeFiles(spec *Spec) error {
 		if err := os.WriteFile(path, b, 0o644); err != nil {
 			return err
 		}
-		if spec.Users != nil { // they are the pod's root's
-			uid, gid, _ := spec.Users.Root()
-			if err := os.Chown(path, uid, gid); err != nil {
-				return err
-			}
+		if err := giveToRoot(spec, path); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// rootOptions make the root of a tmpfs the pod's root's.
-func rootOptions(spec *Spec) string {
-	if spec.Users == nil {
-		return ""
-	}
-	uid, gid, _ := spec.Users.Root()
-	return fmt.Sprintf(",uid=%d,gid=%d", uid, gid)
 }
 
 func mountTmpfs(dir, data string, flags uintptr) error {
@@ -261,7 +255,7 @@ func (w *worker) teardown(ctx context.Context) error {
 			return err
 		}
 	}
-	return w.update(func(st *state) { st.Sandbox, st.IPs = false, nil })
+	return w.update(func(st *state) { st.Sandbox, st.IPs, st.Users = false, nil, nil })
 }
 
 // releaseSandbox lets go of what others could use: addresses, ports, volumes, namespaces.

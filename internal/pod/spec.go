@@ -52,7 +52,9 @@ type Spec struct {
 	HostNetwork bool `json:",omitempty"`
 	HostPID     bool `json:",omitempty"`
 	HostIPC     bool `json:",omitempty"`
-	// Users are the ids of a user namespace of the pod's own; nil: it has the host's.
+	// OwnUsers gives the pod a user namespace of its own; Users are its ids, which the client gives, or which are
+	// chosen when the sandbox is made. Without either the pod has the host's.
+	OwnUsers bool              `json:",omitempty"`
 	Users    *namespace.IDMaps `json:",omitempty"`
 	SharePID bool              `json:",omitempty"`
 

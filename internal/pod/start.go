@@ -82,7 +82,7 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (
 	if err := os.WriteFile(message, nil, 0o666); err != nil {
 		return err
 	}
-	if err := os.Chmod(message, 0o666); err != nil {
+	if err := errors.Join(os.Chmod(message, 0o666), giveToRoot(spec, message)); err != nil {
 		return err
 	}
 	path := c.TerminationMessagePath
@@ -115,7 +115,7 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (
 	if err != nil {
 		return &startError{"CreateContainerConfigError", err}
 	}
-	rootfs := executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work")}
+	rootfs := executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: spec.Users != nil}
 	if c.Security.ReadOnlyRoot && len(layers) > 0 {
 		// Mount points that the image lacks are made on the writable layer all the same.
 		oci.Root = &specs.Root{Path: "/", Readonly: true}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 // state is what is: the volatile record of a pod.
@@ -19,6 +20,7 @@ type state struct {
 	ID         ID
 	Sandbox    bool // complete
 	IPs        []netip.Addr
+	Users      *namespace.IDMaps `json:",omitempty"` // chosen for Spec.OwnUsers
 	StartedAt  time.Time
 	Phase      Phase
 	Reason     string
@@ -91,14 +93,23 @@ func (w *worker) interrupt() {
 func (w *worker) spec() Spec {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.m.Spec
+	return w.specLocked()
+}
+
+// specLocked is the specification, with what was chosen where it leaves a choice. w.mu is held.
+func (w *worker) specLocked() Spec {
+	spec := w.m.Spec
+	if w.st.Users != nil {
+		spec.Users = w.st.Users
+	}
+	return spec
 }
 
 // wanted returns what the pod is to be, and whether it has come to its end.
 func (w *worker) wanted() (spec Spec, ended bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.m.Spec, w.m.Done != nil
+	return w.specLocked(), w.m.Done != nil
 }
 
 // run looks after the pod until it is gone or ctx ends.

@@ -265,8 +265,10 @@ func (v *Volumes) Teardown(ctx context.Context) error {
 // What processes of the host keep busy is detached from the tree and named in the error.
 func Teardown(ctx context.Context, root, run string) error {
 	dir := filepath.Join(run, "volume")
-	// Everything but the pool, which lies there too, comes first.
-	bad := []error{mount.UnmountBelow(ctx, filepath.Join(dir, "mounts"), patience)}
+	// Everything but the pool, which lies there too, comes first; with the mount points it goes from
+	// mount namespaces that copied it.
+	mounts := filepath.Join(dir, "mounts")
+	bad := []error{mount.UnmountBelow(ctx, mounts, patience), mount.RemoveTree(mounts)}
 	bad = append(bad, pool.Teardown(ctx, filepath.Join(root, "volume"), dir))
 	if err := errors.Join(bad...); err != nil {
 		return fmt.Errorf("tear down volumes: %w", err)

@@ -284,9 +284,9 @@ func TestCommands(t *testing.T) {
 		}
 	})
 	t.Run("errors", func(t *testing.T) {
-		bad := "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  contaners: []\n  hostUsers: false\n"
+		bad := "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  contaners: []\n  resourceClaims: [{name: x}]\n"
 		code, _, errOut := n.code(strings.NewReader(bad), "apply", "-f", "-")
-		if code != 1 || !strings.Contains(errOut, ":5: spec.contaners") || !strings.Contains(errOut, "did you mean containers?") || !strings.Contains(errOut, ":6: spec.hostUsers") {
+		if code != 1 || !strings.Contains(errOut, ":5: spec.contaners") || !strings.Contains(errOut, "did you mean containers?") || !strings.Contains(errOut, ":6: spec.resourceClaims") {
 			t.Errorf("%d, %s", code, errOut)
 		}
 		if code, _, _ = n.code(nil, "image", "rm", "localhost/tool:1"); code != 4 {

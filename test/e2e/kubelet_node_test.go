@@ -31,13 +31,27 @@ type kubeletNode struct {
 	binary string
 	home   string   // everything of kubelet's
 	groups []string // kubelet's root, in each hierarchy
-	cmd    *exec.Cmd
-	exited chan error
-	api    *http.Client
+	// sysctls are the machine's before kubelet started.
+	sysctls map[string]string
+	cmd     *exec.Cmd
+	exited  chan error
+	api     *http.Client
 }
 
-// kubeletSysctls are what kubelet sets for the whole machine.
-var kubeletSysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+// kubeletSysctls are what kubelet sets for the whole machine, and what to.
+var kubeletSysctls = map[string]string{
+	"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
+	"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
+}
+
+// besideTheMachine runs kubelet in a mount namespace where ordinary files, those in the directory $0, lie
+// over these sysctls: what it sets does not reach the machine, however the test ends. /proc becomes private first, or
+// a host with shared mounts would get the files too.
+const besideTheMachine = `mount --make-rprivate /proc
+cd "$0"
+for f in */* */*/*; do [ -d "$f" ] || mount --bind "$f" "/proc/sys/$f"; done
+cd /
+exec "$@"`
 
 // kubeletPaths are what kubelet makes beside its directory, whatever it is told.
 var kubeletPaths = []string{"/var/lib/kubelet", "/var/log/containers"}
@@ -59,20 +73,8 @@ func newKubeletNode(t *testing.T) *kubeletNode {
 			t.Fatalf("%s exists: another kubelet is, or was, on this machine; these tests would disturb it", p)
 		}
 	}
-	k := &kubeletNode{binary: binary}
+	k := &kubeletNode{binary: binary, sysctls: make(map[string]string)}
 	t.Cleanup(func() { k.sweep(t) }) // runs last
-	for _, name := range kubeletSysctls {
-		file := "/proc/sys/" + name
-		old, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := os.WriteFile(file, old, 0); err != nil {
-				t.Errorf("put back %s: %v", name, err)
-			}
-		})
-	}
 	k.node = newNode(t)
 	k.home = "/var/lib/kubelet-" + k.name
 	for _, d := range []string{"manifests", "logs", "pki", "notes"} {
@@ -80,8 +82,27 @@ func newKubeletNode(t *testing.T) *kubeletNode {
 			t.Fatal(err)
 		}
 	}
+	// What kubelet mounts in its directory is seen here too.
+	if err := errors.Join(unix.Mount(k.home, k.home, "", unix.MS_BIND, ""), unix.Mount("", k.home, "", unix.MS_SHARED, "")); err != nil {
+		t.Fatal(err)
+	}
 	k.makeGroups()
+	k.coverSysctls()
 	k.write(k.home+"/resolv.conf", "nameserver 10.0.0.53\n")
+	k.configure("0%")
+	k.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: dialIn(k.netns),
+	}}
+	k.c = k.cri()
+	t.Cleanup(k.end)
+	k.startKubelet()
+	k.checkSysctls()
+	return k
+}
+
+// configure writes kubelet's configuration. It is short of disk where less than the share free is available.
+func (k *kubeletNode) configure(free string) {
+	k.t.Helper()
 	k.write(k.home+"/config.yaml", fmt.Sprintf(`
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -100,19 +121,49 @@ failSwapOn: false
 enforceNodeAllocatable: []
 oomScoreAdj: 0
 makeIPTablesUtilChains: false
-evictionHard: {memory.available: 0%%, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%%, imagefs.inodesFree: 0%%}
+evictionHard: {memory.available: 0%%, nodefs.available: "%[4]s", nodefs.inodesFree: 0%%, imagefs.available: "%[4]s", imagefs.inodesFree: 0%%}
 imageGCHighThresholdPercent: 100
+imageMinimumGCAge: 1ns
 containerLogMaxSize: 2Ki
 containerLogMonitorInterval: 3s
 volumeStatsAggPeriod: 2s
-`, k.home, k.run, k.name))
-	k.api = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: dialIn(k.netns),
-	}}
-	k.c = k.cri()
-	t.Cleanup(k.end)
-	k.startKubelet()
-	return k
+`, k.home, k.run, k.name, free))
+}
+
+// coverSysctls makes the files that kubelet sees in place of the machine's sysctls.
+func (k *kubeletNode) coverSysctls() {
+	k.t.Helper()
+	for name := range kubeletSysctls {
+		file := filepath.Join(k.home, "sysctl", name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			k.t.Fatal(err)
+		}
+		now, err := os.ReadFile("/proc/sys/" + name)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		k.write(file, string(now))
+		k.sysctls[name] = string(now)
+	}
+}
+
+// checkSysctls waits until kubelet has set what lies over the sysctls, and tells whether the machine's are as they were.
+func (k *kubeletNode) checkSysctls() {
+	k.t.Helper()
+	k.soon(20*time.Second, func() error {
+		for name, want := range kubeletSysctls {
+			covered, err := os.ReadFile(filepath.Join(k.home, "sysctl", name))
+			if err != nil || strings.TrimSpace(string(covered)) != want {
+				return fmt.Errorf("kubelet has not set %s to %s, where it sees it: %q %v", name, want, covered, err)
+			}
+		}
+		return nil
+	})
+	for name, was := range k.sysctls {
+		if now, err := os.ReadFile("/proc/sys/" + name); err != nil || string(now) != was {
+			k.t.Errorf("the machine's %s was %q and is %q: %v", name, was, now, err)
+		}
+	}
 }
 
 const kubeletAPI = "https://127.0.0.1:10250"
@@ -124,7 +175,8 @@ func (k *kubeletNode) startKubelet() {
 		k.t.Fatal(err)
 	}
 	defer log.Close()
-	k.cmd = k.command(context.Background(), k.binary, "--config", k.home+"/config.yaml", "--root-dir", k.home+"/root", "--cert-dir", k.home+"/pki",
+	k.cmd = k.command(context.Background(), "unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", besideTheMachine, k.home+"/sysctl",
+		k.binary, "--config", k.home+"/config.yaml", "--root-dir", k.home+"/root", "--cert-dir", k.home+"/pki",
 		"--hostname-override", "node", "--node-ip", k.uplink, "--v", "2")
 	k.cmd.Stdout, k.cmd.Stderr = log, log
 	if err := k.cmd.Start(); err != nil {
@@ -317,7 +369,7 @@ func (k *kubeletNode) sweep(t *testing.T) {
 	lines := strings.Split(string(raw), "\n")
 	slices.Reverse(lines)
 	for _, line := range lines {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], k.home+"/") {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == k.home || strings.HasPrefix(f[4], k.home+"/")) {
 			if err := unix.Unmount(f[4], unix.UMOUNT_NOFOLLOW); err != nil {
 				t.Errorf("unmount %s: %v", f[4], err)
 				return

@@ -34,6 +34,7 @@ func TestKubelet(t *testing.T) {
 		{"Order", testKubeletOrder},
 		{"Probes", testKubeletProbes},
 		{"Memory", testKubeletMemory},
+		{"Limits", testKubeletLimits},
 		{"Inside", testKubeletInside},
 		{"HostNetwork", testKubeletHostNetwork},
 		{"Sessions", testKubeletSessions},
@@ -41,6 +42,7 @@ func TestKubelet(t *testing.T) {
 		{"Crash", testKubeletCrash},
 		{"Summary", testKubeletSummary},
 		{"Restarts", testKubeletRestarts},
+		{"Images", testKubeletImages},
 		{"Removal", testKubeletRemoval},
 	} {
 		begin := time.Now()
@@ -49,8 +51,10 @@ func TestKubelet(t *testing.T) {
 			of.t = t
 			mine := *k
 			mine.node = &of
+			defer func() { // also where it fails
+				k.node.daemon, k.node.exited, k.cmd, k.exited = of.daemon, of.exited, mine.cmd, mine.exited
+			}()
 			part.run(t, &mine)
-			k.node.daemon, k.node.exited, k.cmd, k.exited = of.daemon, of.exited, mine.cmd, mine.exited
 		})
 		t.Logf("%s took %s", part.name, time.Since(begin).Round(time.Millisecond))
 	}
@@ -113,6 +117,44 @@ func testKubeletMemory(t *testing.T, k *kubeletNode) {
 	if p, err := k.pod("memory"); err != nil || p.Status.Phase != corev1.PodFailed {
 		t.Errorf("pod: %v %v", p, err)
 	}
+}
+
+// Requests and limits are the container's group's, below the pod's, which kubelet makes.
+func testKubeletLimits(t *testing.T, k *kubeletNode) {
+	k.is(40*time.Second, "session", "main", ready)
+	pid := k.pids()["session/main"]
+	for _, want := range []struct{ v1, v2, value1, value2 string }{
+		{"cpu/cpu.cfs_quota_us", "cpu.max", "30000", "30000 100000"},
+		{"cpu/cpu.shares", "cpu.weight", "102", "4"}, // of 100m
+		{"memory/memory.limit_in_bytes", "memory.max", "100663296", "100663296"},
+	} {
+		file, value := "/sys/fs/cgroup"+group(t, pid, "")+"/"+want.v2, want.value2
+		if controller, name, _ := strings.Cut(want.v1, "/"); group(t, pid, controller) != "" {
+			file, value = "/sys/fs/cgroup/"+controller+group(t, pid, controller)+"/"+name, want.value1
+		}
+		got, err := os.ReadFile(file)
+		if err != nil || strings.TrimSpace(string(got)) != value {
+			t.Errorf("%s is %q, want %s: %v", file, got, value, err)
+		}
+		if !strings.Contains(file, "/kubelet-"+k.name+"/kubepods/burstable/pod") {
+			t.Errorf("the container's group is not below kubelet's for the pod: %s", file)
+		}
+	}
+}
+
+// group is a process's control group in the hierarchy of a v1 controller, or of v2 ("").
+func group(t *testing.T, pid int, controller string) string {
+	t.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && slices.Contains(strings.Split(f[1], ","), controller) {
+			return f[2]
+		}
+	}
+	return ""
 }
 
 // What the downward API and emptyDirs show, and the termination message.
@@ -239,16 +281,29 @@ func logLines(file string) (lines []string, err error) {
 }
 
 func testKubeletCrash(t *testing.T, k *kubeletNode) {
+	// While it backs off kubelet shows the last end, or that it waits, as it comes.
 	st := k.is(60*time.Second, "crash", "main", func(st corev1.ContainerStatus) bool {
-		return st.RestartCount >= 2 && st.State.Waiting != nil && st.State.Waiting.Reason == "CrashLoopBackOff"
+		return st.RestartCount >= 2 && st.State.Running == nil && (st.State.Waiting == nil || st.State.Waiting.Reason == "CrashLoopBackOff")
 	})
 	if x := st.LastTerminationState.Terminated; x == nil || x.ExitCode != 3 || x.Reason != "Error" || x.StartedAt.IsZero() {
 		t.Errorf("its last end: %+v", x)
 	}
-	text, err := k.get("/containerLogs/default/crash-node/main?previous=true")
-	if err != nil || !strings.Contains(text, "to stderr") {
-		t.Errorf("log of the one before: %q %v", text, err)
-	}
+	// Of those that have ended kubelet keeps the last: it is the one before once it waits for the next.
+	k.soon(20*time.Second, func() error {
+		st, err := k.container("crash", "main")
+		if err != nil {
+			return err
+		}
+		path := "/containerLogs/default/crash-node/main"
+		if st.State.Terminated == nil {
+			path += "?previous=true"
+		}
+		text, err := k.get(path)
+		if err == nil && !strings.Contains(text, "to stderr") {
+			err = fmt.Errorf("log of the one before: %q, while it is %+v", text, st.State)
+		}
+		return err
+	})
 }
 
 // What kubelet's users measure.
@@ -352,6 +407,36 @@ func testKubeletRestarts(t *testing.T, k *kubeletNode) {
 			t.Errorf("%s: %+v %v", name, st, err)
 		}
 	}
+}
+
+// Where the disk is too full, kubelet removes images that no container uses, and only those.
+func testKubeletImages(t *testing.T, k *kubeletNode) {
+	k.orlop("image", "pack", bin+"/notes", "-t", "localhost/unused:1")
+	images := func() (tags []string) {
+		list, err := k.c.images.ListImages(deadline(t), &v1.ListImagesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range list.Images {
+			tags = append(tags, i.RepoTags...)
+		}
+		slices.Sort(tags)
+		return tags
+	}
+	if got := images(); !slices.Equal(got, []string{"localhost/tool:1", "localhost/unused:1"}) {
+		t.Fatalf("images before: %q", got)
+	}
+	// Short of disk, kubelet removes images and, if that is not enough, pods: but not static ones.
+	k.killKubelet()
+	k.configure("99%")
+	k.startKubelet()
+	k.soon(60*time.Second, func() error {
+		if got := images(); !slices.Equal(got, []string{"localhost/tool:1"}) {
+			return fmt.Errorf("images: %q", got)
+		}
+		return nil
+	})
+	k.is(10*time.Second, "life", "main", ready)
 }
 
 // A manifest that is withdrawn ends its pod with all it is owed.

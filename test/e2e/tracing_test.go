@@ -95,7 +95,7 @@ func TestTracing(t *testing.T) {
 	run := service + "StartContainer > call keeper run > keeper run"
 	want := []string{
 		service + "RunPodSandbox > pod sandbox > pod namespaces", service + "RunPodSandbox > pod sandbox > network attach",
-		service + "CreateContainer > image find", service + "CreateContainer > image layers", service + "ContainerStatus",
+		service + "CreateContainer > image use", service + "CreateContainer > image layers", service + "ContainerStatus",
 		service + "StartContainer > image layers", run + " > keeper streams", run + " > keeper cgroup",
 		run + " > executor plan", run + " > executor clone", run + " > executor set-up", run + " > executor execve",
 		service + "ExecSync > call keeper exec > keeper exec > executor clone", service + "ExecSync > wait for process",

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -217,6 +218,14 @@ type Pod struct {
 	LogMaxBytes int64    `yaml:"logMaxBytes"` // of one log file
 	LogMaxFiles int      `yaml:"logMaxFiles"` // per container, the current one included
 	MaxPIDs     int64    `yaml:"maxPIDs"`     // per container; 0: no limit
+
+	UserNamespaces UserNamespaces `yaml:"userNamespaces"`
+}
+
+// UserNamespaces are the host's ids for pods with hostUsers: false, 65536 each.
+type UserNamespaces struct {
+	FirstID uint32 `yaml:"firstID"`
+	Pods    int    `yaml:"pods"` // how many there can be at once
 }
 
 // Default returns the embedded defaults.
@@ -241,7 +250,9 @@ func Default() Config {
 		},
 		Network: Network{IPv4Block: "10.115.0.0/16", IPv6Block: "fd6f:726c:6f70::/64", Masquerade: true},
 		Volume:  Volume{ReserveBytes: 1 << 30, Overcommit: 1},
-		Pod:     Pod{CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}, LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768},
+		Pod: Pod{CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}, LogMaxBytes: 10 << 20, LogMaxFiles: 5, MaxPIDs: 32768,
+			// Ids that no allocation of the field uses (systemd's "Users, Groups, UIDs and GIDs"), and still below 2^31.
+			UserNamespaces: UserNamespaces{FirstID: 0x7000_0000, Pods: 4096}},
 	}
 }
 
@@ -382,6 +393,9 @@ func (c *Config) Validate() error {
 	for _, d := range c.Pod.CDIDirs {
 		check(filepath.IsAbs(d), "pod.cdiDirs: %q must be an absolute path", d)
 	}
+	users := c.Pod.UserNamespaces
+	check(users.FirstID >= 1<<16, "pod.userNamespaces.firstID: must be %d at least; ids below are the host's", 1<<16)
+	check(users.Pods >= 0 && uint64(users.FirstID)+uint64(max(0, users.Pods))<<16 <= math.MaxUint32, "pod.userNamespaces.pods: %d times 65536 ids from %d on are more than there are", users.Pods, users.FirstID)
 	if c.CRI.NRI.Socket != "off" {
 		socket("cri.nri.socket", c.CRI.NRI.Socket)
 		check(c.CRI.Socket != "off", "cri.nri.socket: plugins act on the pods of the CRI, which cri.socket turns off")

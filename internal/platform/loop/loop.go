@@ -13,10 +13,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/mount"
 	"golang.org/x/sys/unix"
 )
 
@@ -235,6 +237,9 @@ func Detach(ctx context.Context, path string) error {
 		}
 		select {
 		case <-ctx.Done():
+			if u := mount.DeviceUsers(i.Device); len(u) > 0 {
+				return errs.New(errs.InUse, "detach %s from %s: the device is open, or mounted in the mount namespace, of %s; end that first", i.Device, path, strings.Join(u, ", "))
+			}
 			return errs.New(errs.InUse, "detach %s from %s: the device is still open or mounted, perhaps in another mount namespace", i.Device, path)
 		case <-time.After(wait):
 		}

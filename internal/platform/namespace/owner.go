@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"syscall"
 
@@ -32,12 +33,92 @@ func (m *IDMaps) MapsGroup(id uint32) bool {
 	return ok
 }
 
+// MapsUser tells whether a user of the namespace has an id on the host.
+func (m *IDMaps) MapsUser(id uint32) bool {
+	_, ok := host(m.UIDs, id)
+	return ok
+}
+
+// Overlaps tells whether a user or group of the host is in both namespaces.
+func (m *IDMaps) Overlaps(o *IDMaps) bool {
+	in := func(a, b []specs.LinuxIDMapping) bool {
+		return slices.ContainsFunc(a, func(x specs.LinuxIDMapping) bool {
+			return slices.ContainsFunc(b, func(y specs.LinuxIDMapping) bool {
+				return uint64(x.HostID) < uint64(y.HostID)+uint64(y.Size) && uint64(y.HostID) < uint64(x.HostID)+uint64(x.Size)
+			})
+		})
+	}
+	return in(m.UIDs, o.UIDs) || in(m.GIDs, o.GIDs)
+}
+
 // Equal tells whether two user namespaces map the same; nil is the host's.
 func (m *IDMaps) Equal(o *IDMaps) bool {
 	if m == nil || o == nil {
 		return m == o
 	}
 	return slices.Equal(m.UIDs, o.UIDs) && slices.Equal(m.GIDs, o.GIDs)
+}
+
+// Inside returns what the namespace knows the host's ids as. Those that it does not map are "nobody" there
+// (/proc/sys/fs/overflowuid).
+func (m *IDMaps) Inside(uid, gid int) (int, int) {
+	in := func(list []specs.LinuxIDMapping, id int) int {
+		for _, r := range list {
+			if n := int64(id) - int64(r.HostID); n >= 0 && n < int64(r.Size) {
+				return int(r.ContainerID) + int(n)
+			}
+		}
+		return overflowID
+	}
+	return in(m.UIDs, uid), in(m.GIDs, gid)
+}
+
+const overflowID = 65534
+
+// Outside returns the host's ids of a user and group of the namespace.
+func (m *IDMaps) Outside(uid, gid int) (int, int, error) {
+	u, uok := host(m.UIDs, uint32(uid))
+	g, gok := host(m.GIDs, uint32(gid))
+	if !uok || !gok {
+		return 0, 0, errs.New(errs.Invalid, "owner %d:%d is not among the ids of the pod's user namespace", uid, gid)
+	}
+	return u, g, nil
+}
+
+// AsRoot runs fn on a thread for which files that it makes are the namespace's root's: those of id-mapped mounts
+// can have no others' (EOVERFLOW). It keeps the caller's capabilities. Where m is nil it only runs fn.
+func (m *IDMaps) AsRoot(fn func() error) error {
+	if m == nil {
+		return fn()
+	}
+	uid, gid, ok := m.Root()
+	if !ok {
+		return errs.New(errs.Invalid, "the user namespace maps no root")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	// setfsuid(2) and setfsgid(2) are the thread's alone. Away from 0 the first drops what of the effective
+	// capabilities is for files, and back at 0 it takes what is permitted (capabilities(7)).
+	defer func() {
+		unix.SetfsuidRetUid(0)
+		unix.SetfsgidRetGid(0)
+		unix.Capset(&header, &caps[0])
+	}()
+	if _, err := unix.SetfsgidRetGid(gid); err != nil {
+		return fmt.Errorf("setfsgid: %w", err)
+	}
+	if _, err := unix.SetfsuidRetUid(uid); err != nil {
+		return fmt.Errorf("setfsuid: %w", err)
+	}
+	if err := unix.Capset(&header, &caps[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return fn()
 }
 
 func host(list []specs.LinuxIDMapping, id uint32) (int, bool) {

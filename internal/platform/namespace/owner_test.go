@@ -109,3 +109,63 @@ func BenchmarkPinOwned(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// Ids in and out, and whose ranges meet.
+func TestIDMaps(t *testing.T) {
+	m := mapped(5000)
+	if uid, gid, err := m.Outside(0, 999); uid != 5000 || gid != 5999 || err != nil {
+		t.Errorf("outside: %d:%d %v", uid, gid, err)
+	}
+	for _, bad := range [][2]int{{1000, 0}, {0, 1000}, {-1, 0}} {
+		if _, _, err := m.Outside(bad[0], bad[1]); !errors.Is(err, errs.Invalid) {
+			t.Errorf("outside of %v: %v", bad, err)
+		}
+	}
+	if uid, gid := m.Inside(5999, 5000); uid != 999 || gid != 0 {
+		t.Errorf("inside: %d:%d", uid, gid)
+	}
+	if uid, gid := m.Inside(6000, 0); uid != 65534 || gid != 65534 {
+		t.Errorf("inside, of ids that are not mapped: %d:%d", uid, gid)
+	}
+	for first, want := range map[uint32]bool{4000: false, 4001: true, 5000: true, 5999: true, 6000: false, 1<<32 - 1: false} {
+		if got := m.Overlaps(mapped(first)); got != want {
+			t.Errorf("overlaps with 1000 ids from %d: %v", first, got)
+		}
+	}
+}
+
+// On an id-mapped mount files are the namespace's root's, or are not made at all.
+func TestAsRoot(t *testing.T) {
+	m := mapped(70000)
+	dir := t.TempDir()
+	err := m.AsRoot(func() error {
+		// The directory is the host's root's alone: capabilities are as they were.
+		return os.WriteFile(filepath.Join(dir, "made"), nil, 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "made"), &st); err != nil || st.Uid != 70000 || st.Gid != 70000 {
+		t.Errorf("made by %d:%d, %v", st.Uid, st.Gid, err)
+	}
+	failed := errors.New("failed")
+	if err := m.AsRoot(func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("an error of what it runs: %v", err)
+	}
+	// Whichever thread comes next is itself again.
+	for range 20 {
+		done := make(chan error)
+		go func() { done <- os.WriteFile(filepath.Join(dir, "after"), nil, 0o600) }()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Stat(filepath.Join(dir, "after"), &st); err != nil || st.Uid != 0 || st.Gid != 0 {
+			t.Errorf("afterwards made by %d:%d, %v", st.Uid, st.Gid, err)
+		}
+		os.Remove(filepath.Join(dir, "after"))
+	}
+	if err := (*IDMaps)(nil).AsRoot(func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+}

@@ -174,11 +174,11 @@ func (p *Pool) healthy(ctx context.Context) (bool, error) {
 		return true, err
 	}
 	p.o.Log.Warn("the pool of volumes has shut down after a failed write; it is mounted anew", "image", p.image)
-	if err := mount.Unmount(ctx, p.root, time.Second); err != nil {
+	if err := unmountImage(ctx, p.root, time.Second); err != nil {
 		return false, errs.New(errs.Unavailable, "the pool of volumes has shut down after a failed write (is the disk full?), and volumes in it are still in use; "+
 			"what was synced is safe: free disk space, delete the pods that use volumes, and start the daemon again, or run: orlop system teardown: %w", err)
 	}
-	return false, nil
+	return false, os.Mkdir(p.root, 0o700)
 }
 
 func (p *Pool) mount(ctx context.Context, sectorBytes uint32) error {

@@ -3,10 +3,14 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/google/uuid"
@@ -217,6 +221,52 @@ func TestUnbindable(t *testing.T) {
 	}
 	if mounted, _ := mount.IsMounted(filepath.Join(at, "pool")); mounted {
 		t.Error("the pool came along with a recursive bind")
+	}
+}
+
+// A mount namespace that somebody made meanwhile has a copy of the pool's mount. It does not
+// keep the pool; only who works in it there does, and is named.
+func TestCopiedNamespace(t *testing.T) {
+	ctx := context.Background()
+	for _, works := range []bool{false, true} {
+		o := options(t, t.TempDir(), Image)
+		p := open(t, o)
+		dir := "/"
+		if works {
+			dir = p.root
+		}
+		other := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", "cd \"$0\" && echo there && exec sleep 600", dir)
+		out, err := other.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := sync.OnceFunc(func() { other.Process.Kill(); other.Wait() })
+		t.Cleanup(end)
+		if _, err := out.Read(make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", other.Process.Pid))
+		if err != nil || !strings.Contains(string(table), p.root) {
+			t.Fatalf("the other namespace has no copy: %v", err)
+		}
+		if works {
+			short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			err := Teardown(short, o.Dir, o.Run)
+			cancel()
+			if name := fmt.Sprintf("(%d)", other.Process.Pid); !errors.Is(err, errs.InUse) || !strings.Contains(err.Error(), name) {
+				t.Errorf("with somebody in the pool: %v; process %s expected", err, name)
+			}
+			end()
+		}
+		if err := Teardown(ctx, o.Dir, o.Run); err != nil {
+			t.Errorf("with somebody in the pool %v: %v", works, err)
+		}
+		if _, ok, err := loop.Find(filepath.Join(o.Dir, "pool.img")); ok || err != nil {
+			t.Errorf("its device is left: %v", err)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/loop"
@@ -42,14 +43,22 @@ func teardown(ctx context.Context, dir, run string) error {
 			}
 		}
 	}
-	err := mount.Unmount(ctx, root, patience)
+	err := unmountImage(ctx, root, patience)
 	if errors.Is(err, errs.InUse) {
 		err = errors.Join(err, mount.Detach(root))
 	}
 	if err != nil {
 		return err
 	}
-	if err := loop.Detach(ctx, image); err != nil {
+	return loop.Detach(ctx, image)
+}
+
+// unmountImage unmounts the pool's image and removes its mount point. With the directory the
+// mount goes from mount namespaces that were copied from ours while it was there, too
+// (unlink(2), Linux 3.18): otherwise whoever has made one, a service with private mounts or another
+// container engine, would keep the pool, and its device, for as long as it lives.
+func unmountImage(ctx context.Context, root string, patience time.Duration) error {
+	if err := mount.Unmount(ctx, root, patience); err != nil {
 		return err
 	}
 	if err := os.Remove(root); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -53,6 +53,9 @@ func EncodePod(s *pod.Spec) *corev1.Pod {
 	if s.Handler != "" {
 		o.RuntimeClassName = &s.Handler
 	}
+	if s.OwnUsers || s.Users != nil {
+		o.HostUsers = new(bool)
+	}
 	o.SecurityContext = encodePodSecurity(&s.Security)
 	if r := encodeResources(s.Resources); r.Limits != nil || r.Requests != nil {
 		o.Resources = &r

@@ -159,7 +159,7 @@ var rules = map[string]rule{
 	"PodSpec.serviceAccount":               ignore(whyAccount),
 	"PodSpec.automountServiceAccountToken": ignore(whyAccount),
 	"PodSpec.enableServiceLinks":           ignore("there are no Services whose addresses would become variables"),
-	"PodSpec.hostUsers":                    only("hostUsers", "true"),
+	"PodSpec.hostUsers":                    {class: converted},
 	"PodSpec.setHostnameAsFQDN":            only("setHostnameAsFQDN", "false"),
 	"PodSpec.os":                           {class: converted},
 	"PodOS.name":                           only("operating system", "linux"),

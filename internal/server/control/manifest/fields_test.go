@@ -186,7 +186,6 @@ func TestRefusedFields(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ spec, path string }{
-		{"hostUsers: false", "spec.hostUsers"},
 		{"resourceClaims: [{name: a}]", "spec.resourceClaims"},
 		{"volumes: [{name: a, csi: {driver: x}}]", "spec.volumes[0].csi"},
 		{"volumes: [{name: a, nfs: {server: x, path: /}}]", "spec.volumes[0].nfs"},

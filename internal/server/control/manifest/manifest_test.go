@@ -231,3 +231,26 @@ func FuzzDecode(f *testing.F) {
 		roundTrip(t, objects)
 	})
 }
+
+// A pod with users of its own, there and back; and what it cannot have.
+func TestHostUsers(t *testing.T) {
+	decode := func(more string) ([]Object, error) {
+		text := "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  hostUsers: false\n  containers: [{name: a, image: a" + more + "}]\n" +
+			"  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]\n"
+		return Decode([]File{{"f", []byte(text)}}, "")
+	}
+	list, err := decode("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := list[0].Pod
+	if !spec.OwnUsers {
+		t.Error("it does not have users of its own")
+	}
+	if u := EncodePod(spec).Spec.HostUsers; u == nil || *u {
+		t.Errorf("encoded: hostUsers %v", u)
+	}
+	if _, err := decode(", volumeDevices: [{name: data, devicePath: /dev/x}]"); err == nil || !strings.Contains(err.Error(), "f:5: spec.hostUsers: cannot be false with volumeDevices, as container a has") {
+		t.Errorf("with a device: %v", err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,9 @@ func (d *decoder) pod(p *corev1.Pod) *pod.Spec {
 		out.ActiveDeadline = d.seconds("spec.activeDeadlineSeconds", *v, 1)
 	}
 	out.HostNetwork, out.HostPID, out.HostIPC = s.HostNetwork, s.HostPID, s.HostIPC
+	if v := s.HostUsers; v != nil && !*v {
+		out.OwnUsers = true
+	}
 	if v := s.ShareProcessNamespace; v != nil && *v {
 		out.SharePID = true
 		if s.HostPID {
@@ -79,7 +83,22 @@ func (d *decoder) pod(p *corev1.Pod) *pod.Spec {
 	}
 	volumes := d.volumes(s.Volumes, out)
 	d.containers(s, out, volumes)
+	if out.OwnUsers {
+		d.ownUsers(out)
+	}
 	return out
+}
+
+// ownUsers refuses what a pod with users of its own has no rights over.
+func (d *decoder) ownUsers(out *pod.Spec) {
+	if out.HostNetwork || out.HostPID || out.HostIPC {
+		d.invalid("spec.hostUsers", "cannot be false together with hostNetwork, hostPID or hostIPC: the pod's users would have no rights there")
+	}
+	for _, c := range slices.Concat(out.Init, out.Containers) {
+		if len(c.Devices) > 0 {
+			d.invalid("spec.hostUsers", "cannot be false with volumeDevices, as container %s has: a device is the host's users'", c.Name)
+		}
+	}
 }
 
 func (d *decoder) hostAliases(aliases []corev1.HostAlias, out *pod.Spec) {
