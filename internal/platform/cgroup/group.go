@@ -27,6 +27,8 @@ type Group struct {
 	path string // as it was asked for
 	unit *unit  // with the systemd driver
 	rel  string // below the mount points: path, or where systemd puts the unit
+	// below are paths below rel by the mount points of hierarchies, of a group that Sub returned.
+	below map[string]string
 
 	mu      sync.Mutex
 	pending []*plan // for a scope that has not begun
@@ -290,7 +292,7 @@ func (g *Group) Dirs() map[string]string {
 	m := map[string]string{}
 	for _, t := range g.host.v1 {
 		for _, c := range t.controllers {
-			if d := t.mount + g.rel; isDir(d) {
+			if d := t.mount + g.in(t); isDir(d) {
 				m[c] = d
 			}
 		}
@@ -305,7 +307,7 @@ func (g *Group) Dirs() map[string]string {
 func (g *Group) dirs() []string {
 	var list []string
 	for _, t := range g.host.v1 {
-		if d := t.mount + g.rel; isDir(d) {
+		if d := t.mount + g.in(t); isDir(d) {
 			list = append(list, d)
 		}
 	}
@@ -314,6 +316,9 @@ func (g *Group) dirs() []string {
 	}
 	return list
 }
+
+// in is where the group is in a hierarchy, below its mount point.
+func (g *Group) in(t hierarchy) string { return g.rel + g.below[t.mount] }
 
 func isDir(p string) bool {
 	var st unix.Stat_t
@@ -325,13 +330,13 @@ func (g *Group) unifiedDir() string {
 	if g.host.unified.mount == "" {
 		return ""
 	}
-	return g.host.unified.mount + g.rel
+	return g.host.unified.mount + g.in(g.host.unified)
 }
 
 // dir is where the group's files of the controller are: its v1 hierarchy, or cgroup2.
 func (g *Group) dir(controller string) string {
 	if t, ok := g.host.hierarchyOf(controller); ok {
-		return t.mount + g.rel
+		return t.mount + g.in(t)
 	}
 	return g.unifiedDir()
 }
@@ -344,10 +349,10 @@ func (g *Group) roll() string {
 	}
 	for _, c := range []string{"freezer", "memory", "cpu"} {
 		if t, ok := g.host.hierarchyOf(c); ok {
-			return t.mount + g.rel
+			return t.mount + g.in(t)
 		}
 	}
-	return g.host.v1[0].mount + g.rel
+	return g.host.v1[0].mount + g.in(g.host.v1[0])
 }
 
 // Update sets the resources of res, of which nil fields are left as they are.
