@@ -29,6 +29,7 @@ type Group struct {
 	rel  string // below the mount points: path, or where systemd puts the unit
 	// below are paths below rel by the mount points of hierarchies, of a group that Sub returned.
 	below map[string]string
+	extra []Property // for the unit that is to be made
 
 	mu      sync.Mutex
 	pending []*plan // for a scope that has not begun
@@ -63,12 +64,14 @@ func (h *Host) group(p string) (*Group, error) {
 // names the file and the value. What the host has no way to limit is errs.Unsupported.
 //
 // With the systemd driver a scope begins with its first process: values are checked
-// now, and set when Spawn or Add brings it (see systemd.go).
-func (h *Host) Create(path string, res *specs.LinuxResources) (*Group, error) {
+// now, and set when Spawn or Add brings it (see systemd.go). Properties are for its unit, instead
+// of what resources come to, and for nothing with Cgroupfs.
+func (h *Host) Create(path string, res *specs.LinuxResources, properties ...Property) (*Group, error) {
 	g, err := h.group(path)
 	if err != nil {
 		return nil, err
 	}
+	g.extra = properties
 	p, err := h.plan(res)
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
