@@ -47,6 +47,7 @@ var known = []difference{
 	{cases: "resources-pids-0", finding: ended, kind: design, chance: true, reason: "With no room for another thread it is chance how far one comes."},
 	{cases: "flag-preserve-missing", finding: "left behind", kind: design, reason: "runc leaves its directory of state."},
 	{cases: "readonly-root", finding: "mount / (2)", kind: design, reason: "The root's own mount is made read-only; runc leaves one over it that nobody sees."},
+	{cases: "update-memory-swap-less", finding: "cgroup memory memory.memsw.limit_in_bytes", kind: design, reason: "Of an update that is refused nothing stays; runc leaves the part that was set."},
 	{cases: "masked-twice", finding: "mount /etc (2)", kind: design, reason: "A path that is listed twice is masked twice."},
 
 	{cases: "capabilities-absent", finding: "*", kind: spec, reason: "Who asks for no capabilities gets none; runc leaves all that it has."},
@@ -81,6 +82,7 @@ var known = []difference{
 	{cases: "invalid-root-empty", finding: "error", kind: strict, reason: "A root has to be named; runc takes the bundle for it."},
 	{cases: "bind-copyup", finding: ended, kind: strict, reason: "There is nothing to copy into a bind mount."},
 	{cases: "mappings-without-user-namespace", finding: ended, kind: strict, reason: "Who maps ids means a user namespace."},
+	{cases: "update-block-weight-bad", finding: "update 0|cgroup blkio *", kind: strict, reason: "A weight that the specification does not have is refused, although the scheduler would take it."},
 	{cases: "resources-block-weight-bad", finding: ended, kind: strict, reason: "A weight that cannot be set is not ignored."},
 	{cases: "resources-memory-swappiness", finding: ended, kind: strict, v2: true, reason: "cgroup v2 has no swappiness; runc ignores what was asked for."},
 	{cases: "seccomp-listener-without-notify", finding: ended, kind: strict, reason: "A listener that will be told of nothing is a mistake."},

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -356,52 +355,4 @@ func (g *Group) roll() string {
 		}
 	}
 	return g.host.v1[0].mount + g.in(g.host.v1[0])
-}
-
-// Update sets the resources of res, of which nil fields are left as they are.
-func (g *Group) Update(res *specs.LinuxResources) error {
-	p, err := g.host.plan(res)
-	if err == nil {
-		err = g.update(p)
-	}
-	if err != nil {
-		return fmt.Errorf("update cgroup %s: %w", g.path, err)
-	}
-	return nil
-}
-
-func (g *Group) update(p *plan) error {
-	if g.host.systemd != nil {
-		return g.host.systemd.update(g, p)
-	}
-	if len(g.dirs()) == 0 {
-		return errs.New(errs.NotFound, "it does not exist")
-	}
-	// A controller that the group was made without: make its directory, and bring the
-	// group's processes into it.
-	for _, t := range g.host.v1 {
-		if isDir(t.mount+g.rel) || !slices.ContainsFunc(t.controllers, func(c string) bool { return p.needs(c, false) }) {
-			continue
-		}
-		if err := g.host.create(g, p); err != nil {
-			return err
-		}
-		pids, err := readProcs(g.roll())
-		if err != nil {
-			return err
-		}
-		for _, pid := range pids {
-			if err := write(t.mount+g.rel, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, errs.NotFound) {
-				return err
-			}
-		}
-	}
-	if g.host.unified.mount != "" {
-		var made []string
-		want := g.host.delegated(p)
-		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want) }); err != nil {
-			return err
-		}
-	}
-	return g.apply(p)
 }

@@ -320,6 +320,11 @@ func (s *systemd) update(g *Group, p *plan) error {
 		}
 		return errs.New(errs.NotFound, "it does not exist")
 	}
+	// The files first: they refuse what systemd would take and never set. And again after
+	// it, because they are more exact.
+	if err := g.host.create(g, p); err != nil {
+		return err
+	}
 	if props := p.properties(false); len(props) > 0 && g.unit.below == "" {
 		err := s.with(context.Background(), func(ctx context.Context, c *dbus.Conn) error {
 			return c.SetUnitPropertiesContext(ctx, g.unit.name, true, props...)
@@ -331,7 +336,7 @@ func (s *systemd) update(g *Group, p *plan) error {
 			return errs.New(errs.Invalid, "set properties of unit %s: %w", g.unit.name, err)
 		}
 	}
-	return g.host.create(g, p)
+	return g.apply(p)
 }
 
 // remove ends the unit once it has no processes: systemd would kill them.
