@@ -47,7 +47,8 @@ var hosts = []struct {
 		// What another kernel and cgroup v2 may change; the whole package takes too long here.
 		{pkg: "internal/platform/executor", run: "^(TestSeccomp|TestGroup|TestCgroupView|TestLimits|TestManyLayers|TestDevicesAndSysctls|TestFIFOGate|TestExec|TestPause)$"},
 		{pkg: "internal/platform/container"},
-		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestGroupInUse|TestNotify|TestPauseUpdateEvents)$"},
+		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestExecCgroup|TestGroupInUse|TestNotify|TestPauseUpdateEvents|TestAppArmor)$",
+			env: []string{"ORLOP_TEST_APPARMOR=1"}}, // its kernel has it
 		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestCheckpointFaults|TestRestoreDamaged)$",
 			env: []string{"ORLOP_TEST_CRIU=1"}},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
