@@ -4,7 +4,7 @@
 set -eu
 peers='containerd runc podman crun iptables containernetworking-plugins' # of the benchmark and of orlop-oci's tests
 run='xfsprogs e2fsprogs util-linux ca-certificates'
-test="$run gcc libc6-dev libseccomp-dev pkg-config busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap criu $peers"
+test="$run gcc libc6-dev libseccomp-dev pkg-config busybox-static iproute2 nftables curl procps xz-utils qemu-system-x86 qemu-system-common dbus systemd uidmap criu apparmor buildah $peers"
 # virtiofsd is part of qemu-system-common in Debian 12, and a package of its own later.
 virtiofsd=
 [ -x /usr/lib/qemu/virtiofsd ] || virtiofsd=virtiofsd

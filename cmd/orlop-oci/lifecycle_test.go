@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,6 +72,12 @@ func TestSystemd(t *testing.T) {
 	r := newRig(t, "/bin/sleep", "100")
 	unit := fmt.Sprintf("ocitest-%d.scope", os.Getpid())
 	r.spec.Linux.CgroupsPath = fmt.Sprintf("ocitest.slice:ocitest:%d", os.Getpid())
+	r.spec.Annotations = map[string]string{
+		"org.systemd.property.TimeoutStopSec": "12",
+		"org.systemd.property.CollectMode":    "'inactive'", // in the place of ours
+		"org.systemd.property.After":          "['ocitest-other.service']",
+		"org.systemd.property.MemoryHigh":     "uint64 33554432",
+	}
 	r.save()
 	property := func(name string) string {
 		out, err := exec.Command("systemctl", "show", "-P", name, unit).Output()
@@ -84,8 +91,9 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("the container is in %q", got)
 	}
 	r.ok("update", "--memory", "64m", "--pids-limit", "55", r.id)
-	for name, want := range map[string]string{"ActiveState": "active", "MemoryMax": "67108864", "TasksMax": "55"} {
-		if got := property(name); got != want {
+	for name, want := range map[string]string{"ActiveState": "active", "MemoryMax": "67108864", "TasksMax": "55",
+		"TimeoutStopUSec": "12s", "CollectMode": "inactive", "After": "ocitest-other.service", "MemoryHigh": "33554432"} {
+		if got := property(name); got != want && !(name == "After" && slices.Contains(strings.Fields(got), want)) {
 			t.Errorf("%s %q, want %q", name, got, want)
 		}
 	}
@@ -97,6 +105,15 @@ func TestSystemd(t *testing.T) {
 		s := property("LoadState")
 		return s == "not-found", s
 	})
+	// What systemd does not know leaves nothing; what cannot be read is refused before.
+	for annotation, says := range map[string]string{"NoSuchProperty": "annotations org.systemd.property.", "CPUWeight": "annotations org.systemd.property.", "x": "three letters", "Slice": "cgroupsPath"} {
+		r.spec.Annotations = map[string]string{"org.systemd.property." + annotation: "'a text'"}
+		r.save()
+		r.fails(says, "--systemd-cgroup", "run", "-d", r.id)
+		if s := property("LoadState"); s != "not-found" {
+			t.Errorf("%s: a unit is left: %s", annotation, s)
+		}
+	}
 }
 
 func TestRun(t *testing.T) {

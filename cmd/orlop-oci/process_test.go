@@ -318,7 +318,15 @@ func TestPauseUpdateEvents(t *testing.T) {
 		t.Errorf("memory %s", v)
 	}
 	r.fails("read the limits", "update", "-r", "/nowhere", r.id)
-	r.fails("Intel RDT", "update", "--l3-cache-schema", "L3:0=f", r.id)
+	r.fails("linux.intelRdt: the container was created without", "update", "--l3-cache-schema", "L3:0=f", r.id)
+	// Of what is refused nothing stays.
+	r.fails("cpuset.cpus", "update", "--pids-limit", "44", "--memory", "40m", "--cpu-share", "99", "--cpuset-cpus", "4000", r.id)
+	if res := r.feed(`{"memory": {"limit": 41943040}, "pids": {"limit": 44}, "unified": {"memory.none": "1"}}`, "update", "-r", "-", r.id); res.code == 0 {
+		t.Error("a file that is not there was set")
+	}
+	if memory, pids := r.file("memory", "memory.limit_in_bytes", "memory.max"), r.file("pids", "pids.max", "pids.max"); memory != "50331648" || pids != "55" {
+		t.Errorf("after refused updates: memory %s, pids %s", memory, pids)
+	}
 
 	var e struct {
 		Type, ID string

@@ -8,11 +8,14 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
 func updateCommand(f *flags) func(*app, []string) error {
-	var file, l3, bandwidth string
-	var res specs.LinuxResources
+	var file string
+	var o container.UpdateOptions
+	res := &o.Resources
 	cpu, memory, block := &specs.LinuxCPU{}, &specs.LinuxMemory{}, &specs.LinuxBlockIO{}
 	f.str(&file, "resources", "", "FILE", "read the limits from this JSON file (linux.resources), or with - from standard input; the other flags then say nothing")
 	f.short("r")
@@ -57,30 +60,30 @@ func updateCommand(f *flags) func(*app, []string) error {
 		res.Pids = &specs.LinuxPids{Limit: &n}
 		return err
 	})
-	f.str(&l3, "l3-cache-schema", "", "SCHEMA", "Intel RDT: not supported")
-	f.str(&bandwidth, "mem-bw-schema", "", "SCHEMA", "Intel RDT: not supported")
+	f.str(&o.L3CacheSchema, "l3-cache-schema", "", "SCHEMA", "what of the L3 caches to use (Intel RDT), like L3:0=ff;1=c0")
+	f.str(&o.MemBwSchema, "mem-bw-schema", "", "SCHEMA", "how much memory bandwidth to use (Intel RDT), like MB:0=20;1=70")
+	for _, name := range []string{"kernel-memory", "kernel-memory-tcp"} {
+		f.add(name, "N", "has no effect: the kernel counts it as memory", func(s string) error { _, err := size(s); return err })
+	}
 	return func(a *app, args []string) error {
-		if l3+bandwidth != "" {
-			return errors.New("update does not change Intel RDT: write the group's schemata below /sys/fs/resctrl")
-		}
 		if file != "" {
 			data, err := orDash(file)
 			if err != nil {
 				return fmt.Errorf("read the limits: %w", err)
 			}
-			res = specs.LinuxResources{}
-			if err := json.Unmarshal(data, &res); err != nil {
+			*res = specs.LinuxResources{}
+			if err := json.Unmarshal(data, res); err != nil {
 				return fmt.Errorf("read the limits from %s: %w", file, err)
 			}
 		}
-		unset(&res)
+		unset(res)
 		ctx, stop := interruptible()
 		defer stop()
 		c, err := a.load(args[0])
 		if err != nil {
 			return err
 		}
-		return c.Update(ctx, &res)
+		return c.Update(ctx, o)
 	}
 }
 
@@ -120,9 +123,6 @@ func unset(r *specs.LinuxResources) {
 	if c := r.CPU; c != nil {
 		clear(&c.Quota, &c.RealtimeRuntime)
 		clearU(&c.Shares, &c.Period, &c.RealtimePeriod)
-	}
-	if p := r.Pids; p != nil && (p.Limit == nil || *p.Limit == 0) {
-		r.Pids = nil
 	}
 	if b := r.BlockIO; b != nil && b.Weight != nil && *b.Weight == 0 {
 		b.Weight = nil

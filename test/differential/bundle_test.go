@@ -29,7 +29,14 @@ type Bundle struct {
 	Flags   []string   // of the command run
 	Extra   []*os.File // descriptors 3 and on of the runtime
 	NoStdin bool       // the runtime's standard input is /dev/null
+	Updates []Update   // done while the container runs, before it is looked at
 	closers []func()
+}
+
+// Update is a command update, and its standard input.
+type Update struct {
+	Args  []string
+	Stdin string
 }
 
 // base is the configuration that cases change: what an engine asks for, more or less.

@@ -13,7 +13,7 @@ import (
 // corpus are all cases that are made by hand: one or more for every field of the
 // specification that has a meaning on Linux.
 func corpus() []Case {
-	all := slices.Concat(processCases(), rootCases(), mountCases(), namespaceCases(), resourceCases(), securityCases(), deviceCases(), hookCases(), flagCases(), invalidCases())
+	all := slices.Concat(processCases(), rootCases(), mountCases(), namespaceCases(), resourceCases(), updateCases(), securityCases(), deviceCases(), hookCases(), flagCases(), invalidCases())
 	seen := map[string]bool{}
 	for _, c := range all {
 		if seen[c.Name] {

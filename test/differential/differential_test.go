@@ -38,6 +38,12 @@ func sample() int {
 	return n
 }
 
+// vital are the cases that run in any sample: each layout of control groups, and each kernel, has a
+// way of its own to do them.
+const vital = "resources-all|resources-unified|resources-memory-limit-swap|resources-memory-limit-swap-unlimited|resources-memory-swap-alone|resources-cpu-idle|resources-cpu-quota|" +
+	"resources-block-read-bps|resources-hugepages|cgroups-path-*|mount-cgroup*|device-rules-deny-after|user-namespace-devices|user-namespace-cgroup|namespace-new-time|time-offsets|" +
+	"namespace-join-several|update-all|update-json-unified|update-memory-of-both-twice|update-memory-none-of-both|update-half-refused-late|update-cpu-burst-then-less|update-cpu-idle-and-back"
+
 // reference is what Orlop is compared with: Debian's runc knows version 1.0 of the
 // specification. ORLOP_RUNC names another one.
 const reference = "github.com/opencontainers/runc@v1.5.1"
@@ -152,7 +158,7 @@ func TestDifferential(t *testing.T) {
 	var wg sync.WaitGroup
 	ran := 0
 	for i, c := range all {
-		if i%sample() != 0 || *only != "" && !match(*only, c.Name) {
+		if *only != "" && !match(*only, c.Name) || i%sample() != 0 && !match(vital, c.Name) {
 			continue
 		}
 		ran++
@@ -190,6 +196,9 @@ func compare(t *testing.T, c Case, ref, own Outcome) {
 		}
 		if *show {
 			t.Logf("%s: %s: %s", c.Name, k, own[k])
+		}
+		if strings.HasPrefix(k, "said at ") && !*show {
+			continue
 		}
 		if k == "stderr" || ref[k] == own[k] || explained(c.Name, k) {
 			continue

@@ -23,7 +23,14 @@ func lookAt(pid int, b *Bundle, out Outcome) {
 		}
 		return strings.TrimSpace(string(content))
 	}
-	for line := range strings.Lines(read("status")) {
+	status := read("status")
+	for range 100 { // Go's runtime blocks all signals while it makes a thread
+		if !strings.Contains(status, "SigBlk:\tfffffffffffbfeff") {
+			break
+		}
+		status = read("status")
+	}
+	for line := range strings.Lines(status) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		if slices.Contains(statusLines, key) {
 			out["status "+key] = strings.Join(strings.Fields(value), " ")

@@ -33,7 +33,7 @@ type Runtime struct {
 type Outcome map[string]string
 
 // patience is how long a container may take: the machine may be busy.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run runs a case. What it finds is the same for every run of the same runtime: numbers
 // of processes and names of directories are replaced by what they stand for.
@@ -158,6 +158,7 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 			out["pid file"] = err.Error()
 		default:
 			ownIDs(out, pid, cmd.Process.Pid)
+			r.update(ctx, b, out)
 			lookAt(pid, b, out)
 		}
 	}
@@ -210,6 +211,20 @@ func (r *Runtime) run(t testing.TB, b *Bundle, out Outcome, clean *strings.Repla
 		}
 	}
 	out["stderr"] = clean.Replace(strings.TrimSpace(text)) // for the reader, not compared
+}
+
+// update changes the container's limits, and notes which changes were taken.
+func (r *Runtime) update(ctx context.Context, b *Bundle, out Outcome) {
+	for i, u := range b.Updates {
+		cmd := exec.CommandContext(ctx, r.Path, slices.Concat([]string{"--root", b.Path("state"), "update"}, u.Args, []string{b.ID})...)
+		cmd.Env, cmd.Dir, cmd.Stdin = []string{"PATH=" + os.Getenv("PATH")}, b.Dir, strings.NewReader(u.Stdin)
+		text, err := cmd.CombinedOutput()
+		key := fmt.Sprintf("update %d", i)
+		if out[key] = "taken"; err != nil {
+			out[key] = "refused"
+			out["said at "+key] = string(text)
+		}
+	}
 }
 
 // killGroup ends what a container still has when the patience with it is at an end.

@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	withRunc = flag.Bool("runc", false, "validation: run the suite against runc as well")
+	withRunc = flag.Bool("runc", false, "validation: run the suite against runc as well, the one that ORLOP_RUNC names or that is installed")
 	update   = flag.Bool("update", false, "validation: write the results into testdata/validation.txt")
 )
 
@@ -62,7 +62,10 @@ func TestValidation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runc, _ := exec.LookPath("runc")
+	runc := os.Getenv("ORLOP_RUNC") // as in test/differential, which builds a newer one than Debian has
+	if runc == "" {
+		runc, _ = exec.LookPath("runc")
+	}
 	var mu sync.Mutex
 	var lines []string
 	check := func(name string) func(t *testing.T) {

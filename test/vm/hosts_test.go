@@ -45,9 +45,10 @@ var hosts = []struct {
 		{pkg: "internal/platform/overlay"},
 		{pkg: "internal/platform/pidfd"},
 		// What another kernel and cgroup v2 may change; the whole package takes too long here.
-		{pkg: "internal/platform/executor", run: "^(TestSeccomp|TestGroup|TestCgroupView|TestLimits|TestManyLayers|TestDevicesAndSysctls|TestFIFOGate|TestExec|TestPause)$"},
+		{pkg: "internal/platform/executor", run: "^(TestSeccomp|TestGroup|TestCgroupView|TestLimits|TestManyLayers|TestDevicesAndSysctls|TestFIFOGate|TestExec|TestPause|TestTimeNamespace)$"},
 		{pkg: "internal/platform/container"},
-		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestGroupInUse|TestNotify|TestPauseUpdateEvents)$"},
+		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestExecCgroup|TestGroupInUse|TestNotify|TestPauseUpdateEvents|TestAppArmor)$",
+			env: []string{"ORLOP_TEST_APPARMOR=1"}}, // its kernel has it
 		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestCheckpointFaults|TestRestoreDamaged)$",
 			env: []string{"ORLOP_TEST_CRIU=1"}},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
@@ -57,7 +58,7 @@ var hosts = []struct {
 		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
 		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
-		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=41"}},
+		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=97"}},
 	}},
 	{name: "systemd", options: Options{MemoryMiB: 2048, Systemd: true}, suites: []suite{
 		{pkg: "internal/platform/cgroup", run: "^(TestSystemd|TestFaults|TestLifecycle|TestDevices)$", tags: "faults", env: []string{"ORLOP_TEST_SYSTEMD=1"}},

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -27,6 +26,9 @@ type Group struct {
 	path string // as it was asked for
 	unit *unit  // with the systemd driver
 	rel  string // below the mount points: path, or where systemd puts the unit
+	// below are paths below rel by the mount points of hierarchies, of a group that Sub returned.
+	below map[string]string
+	extra []Property // for the unit that is to be made
 
 	mu      sync.Mutex
 	pending []*plan // for a scope that has not begun
@@ -61,12 +63,14 @@ func (h *Host) group(p string) (*Group, error) {
 // names the file and the value. What the host has no way to limit is errs.Unsupported.
 //
 // With the systemd driver a scope begins with its first process: values are checked
-// now, and set when Spawn or Add brings it (see systemd.go).
-func (h *Host) Create(path string, res *specs.LinuxResources) (*Group, error) {
+// now, and set when Spawn or Add brings it (see systemd.go). Properties are for its unit, instead
+// of what resources come to, and for nothing with Cgroupfs.
+func (h *Host) Create(path string, res *specs.LinuxResources, properties ...Property) (*Group, error) {
 	g, err := h.group(path)
 	if err != nil {
 		return nil, err
 	}
+	g.extra = properties
 	p, err := h.plan(res)
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
@@ -290,7 +294,7 @@ func (g *Group) Dirs() map[string]string {
 	m := map[string]string{}
 	for _, t := range g.host.v1 {
 		for _, c := range t.controllers {
-			if d := t.mount + g.rel; isDir(d) {
+			if d := t.mount + g.in(t); isDir(d) {
 				m[c] = d
 			}
 		}
@@ -305,7 +309,7 @@ func (g *Group) Dirs() map[string]string {
 func (g *Group) dirs() []string {
 	var list []string
 	for _, t := range g.host.v1 {
-		if d := t.mount + g.rel; isDir(d) {
+		if d := t.mount + g.in(t); isDir(d) {
 			list = append(list, d)
 		}
 	}
@@ -314,6 +318,9 @@ func (g *Group) dirs() []string {
 	}
 	return list
 }
+
+// in is where the group is in a hierarchy, below its mount point.
+func (g *Group) in(t hierarchy) string { return g.rel + g.below[t.mount] }
 
 func isDir(p string) bool {
 	var st unix.Stat_t
@@ -325,13 +332,13 @@ func (g *Group) unifiedDir() string {
 	if g.host.unified.mount == "" {
 		return ""
 	}
-	return g.host.unified.mount + g.rel
+	return g.host.unified.mount + g.in(g.host.unified)
 }
 
 // dir is where the group's files of the controller are: its v1 hierarchy, or cgroup2.
 func (g *Group) dir(controller string) string {
 	if t, ok := g.host.hierarchyOf(controller); ok {
-		return t.mount + g.rel
+		return t.mount + g.in(t)
 	}
 	return g.unifiedDir()
 }
@@ -344,56 +351,8 @@ func (g *Group) roll() string {
 	}
 	for _, c := range []string{"freezer", "memory", "cpu"} {
 		if t, ok := g.host.hierarchyOf(c); ok {
-			return t.mount + g.rel
+			return t.mount + g.in(t)
 		}
 	}
-	return g.host.v1[0].mount + g.rel
-}
-
-// Update sets the resources of res, of which nil fields are left as they are.
-func (g *Group) Update(res *specs.LinuxResources) error {
-	p, err := g.host.plan(res)
-	if err == nil {
-		err = g.update(p)
-	}
-	if err != nil {
-		return fmt.Errorf("update cgroup %s: %w", g.path, err)
-	}
-	return nil
-}
-
-func (g *Group) update(p *plan) error {
-	if g.host.systemd != nil {
-		return g.host.systemd.update(g, p)
-	}
-	if len(g.dirs()) == 0 {
-		return errs.New(errs.NotFound, "it does not exist")
-	}
-	// A controller that the group was made without: make its directory, and bring the
-	// group's processes into it.
-	for _, t := range g.host.v1 {
-		if isDir(t.mount+g.rel) || !slices.ContainsFunc(t.controllers, func(c string) bool { return p.needs(c, false) }) {
-			continue
-		}
-		if err := g.host.create(g, p); err != nil {
-			return err
-		}
-		pids, err := readProcs(g.roll())
-		if err != nil {
-			return err
-		}
-		for _, pid := range pids {
-			if err := write(t.mount+g.rel, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, errs.NotFound) {
-				return err
-			}
-		}
-	}
-	if g.host.unified.mount != "" {
-		var made []string
-		want := g.host.delegated(p)
-		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want) }); err != nil {
-			return err
-		}
-	}
-	return g.apply(p)
+	return g.host.v1[0].mount + g.in(g.host.v1[0])
 }

@@ -154,14 +154,14 @@ func (g *Group) eachV1(join func(dir string) error, who string) error {
 		if !isDir(t.mount + top) {
 			continue // no group of ours at all: one question instead of one a level
 		}
-		for rel := g.rel; rel != "/"; rel = path.Dir(rel) {
+		for rel := g.in(t); rel != "/"; rel = path.Dir(rel) {
 			if !isDir(t.mount + rel) {
 				continue
 			}
 			if err := join(t.mount + rel); err != nil {
 				return fmt.Errorf("add %s to cgroup %s: %w", who, g.path, err)
 			}
-			if rel == g.rel {
+			if rel == g.in(t) {
 				joined++
 			}
 			break

@@ -175,6 +175,18 @@ func (m memoryLimit) setV2(dir string) error {
 	return nil
 }
 
+// MemoryAndSwap is the limit in bytes of both together as v1 has it, of a group on cgroup v2
+// that has one. There the kernel has a limit for each, so whoever changes that of memory alone
+// has to say what the sum is to be.
+func (g *Group) MemoryAndSwap() (total int64, limited bool) {
+	if _, v1 := g.host.hierarchyOf("memory"); v1 || !g.host.unified.has("memory") {
+		return 0, false
+	}
+	memory, none1, err1 := readUint(g.unifiedDir(), "memory.max")
+	swap, none2, err2 := readUint(g.unifiedDir(), "memory.swap.max")
+	return int64(memory + swap), err1 == nil && err2 == nil && !none1 && !none2
+}
+
 func setOOMDisable(dir string, disable bool) error {
 	v := "0"
 	if disable {

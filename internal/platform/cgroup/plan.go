@@ -141,8 +141,8 @@ func (h *Host) planUnified(p *plan, files map[string]string) error {
 
 func planPIDs(p planner, r *specs.LinuxPids) error {
 	v := "max"
-	if *r.Limit >= 0 {
-		v = strconv.FormatInt(*r.Limit, 10)
+	if *r.Limit >= 0 { // 0 is 1, as systemd has no 0 and runc does the same; neither lets a process fork
+		v = strconv.FormatInt(max(*r.Limit, 1), 10)
 	}
 	p.set("pids.max", v)
 	return nil

@@ -77,13 +77,10 @@ func planProperties(p *plan, res *specs.LinuxResources) error {
 		}
 	}
 	if l := res.Pids; l != nil && l.Limit != nil {
-		switch {
-		case *l.Limit < 0:
+		if *l.Limit < 0 {
 			add("TasksMax", infinity)
-		case *l.Limit == 0:
-			add("TasksMax", uint64(1)) // systemd has no 0; the file gets it afterwards
-		default:
-			add("TasksMax", uint64(*l.Limit))
+		} else {
+			add("TasksMax", uint64(max(*l.Limit, 1)))
 		}
 	}
 	if b := res.BlockIO; b != nil && nonzero16(b.Weight) {

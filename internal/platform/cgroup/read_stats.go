@@ -29,7 +29,7 @@ func (g *Group) Stats() (Stats, error) {
 // the group has none.
 func (g *Group) side(v1, v2 string) (dir string, unified bool) {
 	if t, ok := g.host.hierarchyOf(v1); ok {
-		if d := t.mount + g.rel; isDir(d) {
+		if d := t.mount + g.in(t); isDir(d) {
 			return d, false
 		}
 		return "", false

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -204,13 +205,19 @@ func property(name string, value any) dbus.Property {
 	return dbus.Property{Name: name, Value: godbus.MakeVariant(value)}
 }
 
-// transient starts a unit, in the place of one of that name that has failed.
-func (s *systemd) transient(ctx context.Context, name string, props []dbus.Property) error {
+// transient starts a unit, in the place of one of that name that has failed. Properties of extra
+// are taken instead of those of props.
+func (s *systemd) transient(ctx context.Context, name string, props []dbus.Property, extra []Property) error {
+	props = override(props, extra)
 	return s.with(ctx, func(ctx context.Context, c *dbus.Conn) error {
 		for attempt := 0; ; attempt++ {
 			err := job(ctx, "start unit "+name, func(ch chan<- string) (int, error) {
 				return c.StartTransientUnitContext(ctx, name, "replace", props, ch)
 			})
+			var refused godbus.Error
+			if len(extra) > 0 && errors.As(err, &refused) && refused.Name != errUnitExists {
+				return errs.New(errs.Invalid, "%w; are the names and types of annotations %s* what systemd expects? (%v)", err, PropertyAnnotation, extra)
+			}
 			if attempt > 0 || !isDBus(err, errUnitExists) {
 				return err
 			}
@@ -257,7 +264,7 @@ func (s *systemd) create(g *Group, p *plan) error {
 	}
 	props := append(p.properties(true), property("Description", "Orlop "+g.path), property("DefaultDependencies", false),
 		property("CPUAccounting", true), property("MemoryAccounting", true), property("TasksAccounting", true), property("IOAccounting", true))
-	err := s.transient(context.Background(), g.unit.name, props)
+	err := s.transient(context.Background(), g.unit.name, props, g.extra)
 	if isDBus(err, errUnitExists) {
 		return s.update(g, p)
 	}
@@ -292,7 +299,7 @@ func (s *systemd) start(g *Group, pid int) error {
 		property("Slice", g.unit.slice), property("PIDs", []uint32{uint32(pid)}), property("Delegate", true),
 		property("CollectMode", "inactive-or-failed"),
 		property("CPUAccounting", true), property("MemoryAccounting", true), property("TasksAccounting", true), property("IOAccounting", true))
-	if err := s.transient(context.Background(), g.unit.name, props); err != nil {
+	if err := s.transient(context.Background(), g.unit.name, props, g.extra); err != nil {
 		return fmt.Errorf("add process %d to cgroup %s: %w", pid, g.path, err)
 	}
 	afterUnit.Hit()
@@ -313,6 +320,11 @@ func (s *systemd) update(g *Group, p *plan) error {
 		}
 		return errs.New(errs.NotFound, "it does not exist")
 	}
+	// The files first: they refuse what systemd would take and never set. And again after
+	// it, because they are more exact.
+	if err := g.host.create(g, p); err != nil {
+		return err
+	}
 	if props := p.properties(false); len(props) > 0 && g.unit.below == "" {
 		err := s.with(context.Background(), func(ctx context.Context, c *dbus.Conn) error {
 			return c.SetUnitPropertiesContext(ctx, g.unit.name, true, props...)
@@ -324,7 +336,7 @@ func (s *systemd) update(g *Group, p *plan) error {
 			return errs.New(errs.Invalid, "set properties of unit %s: %w", g.unit.name, err)
 		}
 	}
-	return g.host.create(g, p)
+	return g.apply(p)
 }
 
 // remove ends the unit once it has no processes: systemd would kill them.
@@ -357,6 +369,19 @@ func (s *systemd) stop(ctx context.Context, name string) error {
 		}
 		return err
 	})
+}
+
+// override puts properties in the place of those of the same name, or adds them.
+func override(props []dbus.Property, extra []Property) []dbus.Property {
+	for _, e := range extra {
+		p := dbus.Property{Name: e.name, Value: e.value}
+		if i := slices.IndexFunc(props, func(o dbus.Property) bool { return o.Name == e.name }); i >= 0 {
+			props[i] = p
+		} else {
+			props = append(props, p)
+		}
+	}
+	return props
 }
 
 // merge adds what p sets; the later value of a file counts, as it is written later.

@@ -30,9 +30,9 @@ func (g *Group) throttles() bool {
 	if !ok {
 		return false
 	}
-	for rel := g.rel; rel != "/"; rel = path.Dir(rel) {
+	for rel := g.in(t); rel != "/"; rel = path.Dir(rel) {
 		quota, err := read(t.mount+rel, "cpu.cfs_quota_us")
-		if err == nil && strings.TrimSpace(quota) != "-1" && (rel != g.rel || !g.Empty()) {
+		if err == nil && strings.TrimSpace(quota) != "-1" && (rel != g.in(t) || !g.Empty()) {
 			return true
 		}
 	}
@@ -45,7 +45,7 @@ func (g *Group) freezes() bool {
 	if !ok {
 		return false
 	}
-	for rel := g.rel; rel != "/"; rel = path.Dir(rel) { // a group's state tells those above too
+	for rel := g.in(t); rel != "/"; rel = path.Dir(rel) { // a group's state tells those above too
 		if state, err := read(t.mount+rel, "freezer.state"); err == nil {
 			return strings.TrimSpace(state) != "THAWED"
 		}

@@ -151,7 +151,7 @@ func (c *Container) makeGroup(spec *specs.Spec) (*cgroup.Group, error) {
 	} else {
 		res = withDevices(nil)
 	}
-	g, err := h.Create(c.rec.Cgroup, res)
+	g, err := h.Create(c.rec.Cgroup, res, c.properties...)
 	if err != nil {
 		return nil, err
 	}

@@ -122,11 +122,12 @@ type Container struct {
 	dir   string
 	rec   record
 
-	lock *os.File           // nil: not held
-	proc *executor.Process  // of a container that this process created
-	exec *executor.Executor // the same
-	made bool               // the group was made by this process
-	spec *specs.Spec        // once it was asked for
+	lock       *os.File           // nil: not held
+	proc       *executor.Process  // of a container that this process created
+	exec       *executor.Executor // the same
+	made       bool               // the group was made by this process
+	properties []cgroup.Property  // what annotations say of its unit
+	spec       *specs.Spec        // once it was asked for
 
 	notify *os.File // the socket that the container says that it is ready by
 }

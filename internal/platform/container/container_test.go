@@ -80,6 +80,27 @@ func FuzzPasswd(f *testing.F) {
 	})
 }
 
+func FuzzSubgroupPaths(f *testing.F) {
+	f.Add("a/b", "")
+	f.Add("cpu,memory:/a", "pids:b")
+	f.Add(":a", ",:")
+	f.Fuzz(func(t *testing.T, one, two string) {
+		args := []string{one}
+		if two != "" {
+			args = append(args, two)
+		}
+		paths, err := subgroupPaths(args)
+		if err != nil {
+			return
+		}
+		for controller, p := range paths {
+			if controller == "" && (len(paths) > 1 || p != one) || strings.ContainsAny(controller, ",:") {
+				t.Fatalf("%q: %q", args, paths)
+			}
+		}
+	})
+}
+
 func FuzzSpec(f *testing.F) {
 	f.Add([]byte(`{"ociVersion": "1.0.0", "process": {"args": ["x"]}, "root": {"path": "rootfs"}, "linux": {"cgroupsPath": "a"}}`))
 	f.Add([]byte(`{"root": null, "windows": {"layerFolders": 3}}`))

@@ -101,6 +101,11 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 	if err := c.place(spec); err != nil {
 		return nil, err
 	}
+	if c.rec.Driver == cgroup.Systemd {
+		if c.properties, err = cgroup.Properties(spec.Annotations); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.mkdir(ctx, c); err != nil {
 		return nil, err
 	}

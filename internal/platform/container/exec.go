@@ -2,15 +2,12 @@ package container
 
 import (
 	"context"
-	"path"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
-	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -24,8 +21,8 @@ type ExecOptions struct {
 	Detach bool
 	// IgnorePaused waits until a paused container is resumed.
 	IgnorePaused bool
-	// Cgroups are groups below the container's that it joins instead, as PATH or
-	// CONTROLLERS:PATH.
+	// Cgroups are groups below the container's that it joins instead: one PATH, or any
+	// number of CONTROLLER[,CONTROLLER...]:PATH.
 	Cgroups      []string
 	NoNewKeyring bool
 	// ListenFDs are as in CreateOptions.
@@ -72,7 +69,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it has stopped", c.rec.ID)
 	}
 	defer of.Close()
-	g, err := c.execGroup(o.Cgroups)
+	g, err := c.subgroup(o.Cgroups)
 	if err != nil {
 		return nil, err
 	}
@@ -111,35 +108,4 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 		}
 	}
 	return p, nil
-}
-
-// execGroup is the group that a further process joins.
-func (c *Container) execGroup(below []string) (*cgroup.Group, error) {
-	g, err := c.group()
-	if err != nil || len(below) == 0 {
-		return g, err
-	}
-	if g == nil {
-		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)
-	}
-	h, err := c.groups()
-	if err != nil {
-		return nil, err
-	}
-	// One path for all hierarchies, as everything else of a container's group.
-	sub := ""
-	for _, b := range below {
-		_, p, ok := strings.Cut(b, ":")
-		if !ok {
-			p = b
-		}
-		if sub != "" && p != sub {
-			return nil, errs.New(errs.Unsupported, "--cgroup %s: different groups for different controllers are not supported: give one path", b)
-		}
-		sub = p
-	}
-	if p := path.Join(c.rec.Cgroup, path.Clean("/"+sub)); p != c.rec.Cgroup {
-		return h.Load(p)
-	}
-	return g, nil
 }

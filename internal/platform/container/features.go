@@ -25,6 +25,8 @@ func Features() (*features.Features, error) {
 		OCIVersionMax: specs.Version,
 		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions:  executor.MountOptions(),
+		// By these who may write annotations decides what else happens on the host.
+		PotentiallyUnsafeConfigAnnotations: []string{cgroup.PropertyAnnotation},
 		Linux: &features.Linux{
 			Namespaces:   executor.Namespaces(),
 			Capabilities: executor.Capabilities(),
@@ -33,7 +35,7 @@ func Features() (*features.Features, error) {
 				KnownFlags: text(known), SupportedFlags: text(supported)},
 			Apparmor:        &features.Apparmor{Enabled: &yes},
 			Selinux:         &features.Selinux{Enabled: &yes},
-			IntelRdt:        &features.IntelRdt{Enabled: &yes},
+			IntelRdt:        &features.IntelRdt{Enabled: &yes, Schemata: &yes, Monitoring: &yes},
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 			MemoryPolicy:    &features.MemoryPolicy{Modes: executor.MemoryPolicyModes(), Flags: executor.MemoryPolicyFlags()},

@@ -42,6 +42,7 @@ type builder struct {
 	host      plan.Plan // what is done before it is entered
 	hostClone uintptr
 	entered   []entered
+	clock     bool     // a new time namespace, which the process of part 3 is born into
 	steps     []string // of the program that enters it, for errors
 	scheduler []uint64
 

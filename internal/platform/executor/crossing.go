@@ -19,7 +19,8 @@ import (
 )
 
 // A start whose process is in another user or time namespace has three parts, because the
-// kernel lets only processes with one thread join those:
+// kernel lets only processes with one thread join those, and before Linux 6.3 only children
+// enter a new time namespace:
 //
 //  1. orlop-init, as whom the caller is, joins namespaces, opens what is mounted, and sets
 //     what needs privileges on the host (builder.host).
@@ -39,7 +40,7 @@ type entered struct {
 }
 
 // crosses tells whether the start has these parts.
-func (b *builder) crosses() bool { return b.user != nil || len(b.entered) > 0 }
+func (b *builder) crosses() bool { return b.user != nil || len(b.entered) > 0 || b.clock }
 
 // privileged tells whether this process may enter namespaces and mount on the host. If not,
 // everything is done from inside the user namespace.

@@ -104,11 +104,13 @@ func (b *builder) newNamespace(flag uint64, offsets map[string]specs.LinuxTimeOf
 		// Its root is where the thread is, which is known only once it is there.
 		b.unshared.Add(plan.Unshare, plan.N(flag))
 	case unix.CLONE_NEWTIME:
-		// A thread's time namespace is for its children and for what it executes. Whoever
-		// crosses into a user namespace may set no clock from there.
+		// A thread's time namespace is for its children, and since Linux 6.3 for what it
+		// executes; before, what it executes is outside and can make no thread. So the process
+		// is a child, that of part 2. Whoever crosses into a user namespace may set no clock
+		// from there.
 		p := &b.unshared
-		if b.user != nil && privileged() {
-			p = &b.joins
+		if privileged() {
+			p, b.clock = &b.joins, true
 		}
 		p.Add(plan.Unshare, plan.N(flag))
 		for _, clock := range sortedKeys(offsets) {

@@ -233,6 +233,45 @@ func (c *rdt) remove() error {
 	return nil
 }
 
+// UpdateClass changes the schemata of a container's class: those of L3 caches, of memory
+// bandwidth, or both. It returns a function that puts back what was there. A class is changed
+// for all that are in it; a container that has none, and what the processor or kernel cannot
+// limit, is refused.
+func UpdateClass(id string, r *specs.LinuxIntelRdt, l3, bandwidth string) (undo func() error, err error) {
+	if r == nil {
+		return nil, errs.New(errs.FailedPrecondition, "linux.intelRdt: the container was created without, and is in no class of its own to change")
+	}
+	root, err := resctrl()
+	if err != nil {
+		return nil, err
+	}
+	return updateClass(root, id, r, l3, bandwidth)
+}
+
+func updateClass(root, id string, r *specs.LinuxIntelRdt, l3, bandwidth string) (undo func() error, err error) {
+	c, err := newRDT(root, id, &specs.LinuxIntelRdt{ClosID: r.ClosID, L3CacheSchema: l3, MemBwSchema: bandwidth})
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range []struct{ schema, resource, what string }{{l3, "L3", "L3 caches"}, {bandwidth, "MB", "memory bandwidth"}} {
+		if l.schema == "" {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(root, "info", l.resource)); err != nil {
+			return nil, errs.New(errs.Unsupported, "linux.intelRdt: %s cannot be limited here: %w", l.what, err)
+		}
+	}
+	file := filepath.Join(c.dir, "schemata")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return nil, kinded(fmt.Errorf("linux.intelRdt: the container's class: %w", err), err)
+	}
+	if err := c.put(file, strings.Join(c.write, "\n")+"\n"); err != nil {
+		return nil, err
+	}
+	return func() error { return c.put(file, string(before)) }, nil
+}
+
 // schemataHave tells whether a schemata file says what line says, for every domain that
 // line names. The kernel aligns names and pads numbers.
 func schemataHave(file, line string) bool {

@@ -104,3 +104,67 @@ func TestIntelRDT(t *testing.T) {
 		}
 	}
 }
+
+// TestUpdateClass: as above, and what cannot be is refused with nothing written.
+func TestUpdateClass(t *testing.T) {
+	for name, tt := range map[string]struct {
+		r             specs.LinuxIntelRdt
+		l3, bandwidth string
+		kind          *errs.Kind
+		written       string
+	}{
+		"caches":                 {l3: "L3:0=3", written: "L3:0=3\n"},
+		"both":                   {l3: "L3:0=3", bandwidth: "MB:0=10", written: "L3:0=3\nMB:0=10\n"},
+		"named":                  {r: specs.LinuxIntelRdt{ClosID: "gold"}, bandwidth: "MB:0=10", written: "MB:0=10\n"},
+		"bandwidth, not one":     {bandwidth: "L3:0=3", kind: errs.Invalid},
+		"two lines":              {l3: "L3:0=3\nMB:0=1", kind: errs.Invalid},
+		"class not there":        {r: specs.LinuxIntelRdt{ClosID: "silver"}, l3: "L3:0=3", kind: errs.NotFound},
+		"outside":                {r: specs.LinuxIntelRdt{ClosID: "../gold"}, l3: "L3:0=3", kind: errs.Invalid},
+		"kernel without a limit": {r: specs.LinuxIntelRdt{ClosID: "bare"}, bandwidth: "MB:0=10", kind: errs.Unsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for _, dir := range []string{"ctr", "gold", "bare", "info/L3", "info/MB"} {
+				os.MkdirAll(root+"/"+dir, 0o755)
+			}
+			if tt.r.ClosID == "bare" {
+				os.Remove(root + "/info/MB")
+			}
+			const before = "L3:0=f\n"
+			for _, dir := range []string{"ctr", "gold", "bare"} {
+				os.WriteFile(root+"/"+dir+"/schemata", []byte(before), 0o644)
+			}
+			dir := root + "/ctr"
+			if tt.r.ClosID != "" {
+				dir = filepath.Join(root, tt.r.ClosID)
+			}
+			undo, err := updateClass(root, "ctr", &tt.r, tt.l3, tt.bandwidth)
+			if tt.kind != nil {
+				if !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), "linux.intelRdt") {
+					t.Errorf("got %v, want %v", err, tt.kind)
+				}
+				tt.written = before
+				if tt.kind != errs.Unsupported {
+					return
+				}
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			// A file keeps what is behind a shorter text; resctrl takes each write for itself.
+			if got, _ := os.ReadFile(dir + "/schemata"); !strings.HasPrefix(string(got), strings.TrimSpace(tt.written)) {
+				t.Errorf("schemata is %q, want %q", got, tt.written)
+			}
+			if undo != nil {
+				if err := undo(); err != nil {
+					t.Fatal(err)
+				}
+				if got, _ := os.ReadFile(dir + "/schemata"); !strings.HasPrefix(string(got), before) {
+					t.Errorf("schemata after the undo is %q", got)
+				}
+			}
+		})
+	}
+	if _, err := UpdateClass("x", nil, "L3:0=f", ""); !errors.Is(err, errs.FailedPrecondition) {
+		t.Errorf("without a class: %v", err)
+	}
+}

@@ -99,6 +99,7 @@ func prepare(c *boot.Config) error {
 		{"mqueue", "/dev/mqueue", "mqueue", secure, ""},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", secure, "nsdelegate"},
 		{"bpf", "/sys/fs/bpf", "bpf", secure, ""},
+		{"securityfs", "/sys/kernel/security", "securityfs", secure, ""},
 		{"tmpfs", boot.Dir + "/tmp", "tmpfs", 0, "mode=1777"},
 	}); err != nil {
 		return err
