@@ -27,7 +27,6 @@
 package container
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +41,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/unmarshal"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 )
@@ -173,7 +173,7 @@ func (c *Container) read() error {
 		return fmt.Errorf("read container: %w", err)
 	}
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	if err := unmarshal.JSON(data, &r); err != nil {
 		return errs.New(errs.Corrupt, "read container %s: %s/state.json: %w", filepath.Base(c.dir), c.dir, err)
 	}
 	if r.Version > recordVersion {
@@ -252,8 +252,7 @@ func readSpec(path string) (*specs.Spec, error) {
 }
 
 func decodeSpec(path string, data []byte) (*specs.Spec, error) {
-	// encoding/json prepares for every type that it might meet, and the specification has
-	// those of five other systems.
+	// What is for other systems is passed over.
 	var s struct {
 		Version     string            `json:"ociVersion"`
 		Process     *specs.Process    `json:"process"`
@@ -265,7 +264,7 @@ func decodeSpec(path string, data []byte) (*specs.Spec, error) {
 		Annotations map[string]string `json:"annotations"`
 		Linux       *specs.Linux      `json:"linux"`
 	}
-	if err := json.Unmarshal(data, &s); err != nil {
+	if err := unmarshal.JSON(data, &s); err != nil {
 		return nil, errs.New(errs.Invalid, "specification %s: %w", path, err)
 	}
 	return &specs.Spec{Version: s.Version, Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname,
