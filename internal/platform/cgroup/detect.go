@@ -183,7 +183,7 @@ func (h *Host) base() []string {
 		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer", "name=systemd"}
 	case h.unified.mount == "":
 		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer"}
-	case h.bpfRefused() != nil:
+	case h.bpfRefused(nil) != nil:
 		return []string{"memory", "cpu", "pids", "devices"}
 	}
 	return []string{"memory", "cpu", "pids"}

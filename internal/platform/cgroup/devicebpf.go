@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,8 +96,8 @@ func encode(prog []insn) []byte {
 // same rules, and loading is most of the cost.
 type programs struct {
 	mu     sync.Mutex
-	loaded map[[sha256.Size]byte]*program
-	order  [][sha256.Size]byte
+	loaded map[string]*program
+	order  []string
 }
 
 type program struct {
@@ -110,7 +109,7 @@ const maxPrograms = 32
 
 // with calls f with the loaded program for code; the program is kept while f runs.
 func (p *programs) with(code []byte, f func(*program) error) error {
-	key := sha256.Sum256(code)
+	key := string(code)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	prog := p.loaded[key]
@@ -126,7 +125,7 @@ func (p *programs) with(code []byte, f func(*program) error) error {
 		}
 		prog = &program{fd, info.id}
 		if p.loaded == nil {
-			p.loaded = map[[sha256.Size]byte]*program{}
+			p.loaded = map[string]*program{}
 		}
 		if len(p.order) == maxPrograms {
 			unix.Close(p.loaded[p.order[0]].fd) // attached ones live on in the kernel
@@ -218,15 +217,22 @@ func ours(cgroup int) (list []program, err error) {
 }
 
 // bpfRefused tells why device programs cannot be had, nil where they can. It asks the
-// kernel once: it loads one, and lists those of the root group.
-func (h *Host) bpfRefused() error {
+// kernel once: it loads one, that of the rules if they are given, which is then loaded for
+// the group, and lists those of the root group.
+func (h *Host) bpfRefused(wanted *deviceRules) error {
 	h.probeBPF.Do(func() {
-		fd, err := loadProgram(encode((&deviceRules{}).compile()))
-		if err != nil {
-			h.noBPF = err
-			return
+		err := errors.ErrUnsupported
+		if wanted != nil && !wanted.everything() {
+			err = h.programs.with(encode(wanted.compile()), func(*program) error { return nil })
 		}
-		unix.Close(fd)
+		if err != nil { // rules can be too many, which is not the host's fault
+			var fd int
+			if fd, err = loadProgram(encode((&deviceRules{}).compile())); err != nil {
+				h.noBPF = err
+				return
+			}
+			unix.Close(fd)
+		}
 		dir, err := openat(h.unified.mount, unix.O_DIRECTORY)
 		if err != nil {
 			h.noBPF = err
