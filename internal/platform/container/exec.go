@@ -76,7 +76,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	if err != nil {
 		return nil, err
 	}
-	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log})
+	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Once: true, Log: c.store.o.Log})
 	if err != nil {
 		return nil, err
 	}
