@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 )
 
@@ -59,7 +60,7 @@ func Open(o Options) (*Host, error) {
 	}
 	if h.unified.mount != "" {
 		file := filepath.Join(h.unified.mount, "cgroup.controllers")
-		b, err := os.ReadFile(file)
+		b, err := rawfile.Read(file)
 		if err != nil {
 			return nil, fmt.Errorf("find control groups: %w", err)
 		}

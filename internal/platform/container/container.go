@@ -41,6 +41,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/base/unmarshal"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
@@ -165,7 +166,7 @@ func (s *Store) Load(id string) (*Container, error) {
 // read reads the record. A directory without one is what a killed Create or Delete left:
 // to everyone but Delete there is no container.
 func (c *Container) read() error {
-	data, err := os.ReadFile(c.dir + "/state.json")
+	data, err := rawfile.Read(c.dir + "/state.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.NotFound, "%s: container does not exist", filepath.Base(c.dir))
 	}
@@ -241,7 +242,7 @@ func (c *Container) Spec() (*specs.Spec, error) {
 }
 
 func readSpec(path string) (*specs.Spec, error) {
-	data, err := os.ReadFile(path)
+	data, err := rawfile.Read(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errs.New(errs.NotFound, "specification file %s is not there; `orlop-oci spec` makes one", path)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
@@ -78,7 +79,7 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 	if err != nil {
 		return nil, err
 	}
-	raw, err := os.ReadFile(bundle + "/config.json")
+	raw, err := rawfile.Read(bundle + "/config.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.New(errs.NotFound, "specification file %s/config.json is not there; `orlop-oci spec` makes one", bundle)
 	}

@@ -42,7 +42,7 @@ var joinAttacks = []attack{
 			attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner("/bin/sh")})
 			after, _ := os.ReadFile(path)
 			sealed := make([]byte, len(before))
-			e.init.ReadAt(sealed, 0)
+			content(t, e).ReadAt(sealed, 0)
 			if !bytes.Equal(before, after) || !bytes.Equal(before, sealed) {
 				return "the runtime's binary is " + string(after[:5])
 			}
