@@ -123,11 +123,11 @@ func (x *execFlags) read(c *container.Container, args []string) (*specs.Process,
 	if len(args) == 0 {
 		return nil, errors.New("no command is given")
 	}
-	spec, err := c.Spec()
+	first, err := c.FirstProcess()
 	if err != nil {
 		return nil, err
 	}
-	p := *spec.Process
+	p := *first
 	p.Args, p.CommandLine, p.Terminal = args, "", x.tty
 	p.ConsoleSize = nil
 	if x.cwd != "" {

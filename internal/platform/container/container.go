@@ -7,6 +7,8 @@
 //
 //	state.json   the record: what the container is, and its process
 //	config.json  its specification, as it was when it was created
+//	seccomp      the compiled filter of its profile, for further processes; one with a
+//	             listener has none
 //	gate         the FIFO at which its process waits to be started
 //	notify/      the socket of sd_notify(3), where the caller has one
 //	root/        where a restore has the root filesystem, in a mount namespace of its own
@@ -128,6 +130,7 @@ type Container struct {
 	exec *executor.Executor // the same
 	made bool               // the group was made by this process
 	spec *specs.Spec        // once it was asked for
+	more *further           // the same
 
 	notify *os.File // the socket that the container says that it is ready by
 }

@@ -278,6 +278,9 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 		defer cfg.Gate.Close()
 		cfg.Created = func(p *executor.Process) error { return c.record(p, o.ConsoleSocket) }
 	}
+	if err := c.saveFilter(); err != nil {
+		return err
+	}
 	p, err := c.exec.Create(ctx, cfg)
 	if err != nil {
 		return err

@@ -60,7 +60,11 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 			return nil, err
 		}
 	}
-	spec, err := c.Spec()
+	spec, err := c.further()
+	if err != nil {
+		return nil, err
+	}
+	filter, profile, err := c.filter()
 	if err != nil {
 		return nil, err
 	}
@@ -85,9 +89,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	cfg := executor.ExecConfig{
 		PID: c.rec.PID, PIDFD: of, Process: process, ID: c.rec.ID, Bundle: c.rec.Bundle, Annotations: c.rec.Annotations, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoNewKeyring: o.NoNewKeyring,
-	}
-	if l := spec.Linux; l != nil {
-		cfg.Seccomp, cfg.IntelRdt, cfg.Personality, cfg.MemoryPolicy = l.Seccomp, l.IntelRdt, l.Personality, l.MemoryPolicy
+		Seccomp: profile, Filter: filter, IntelRdt: spec.Linux.IntelRdt, Personality: spec.Linux.Personality, MemoryPolicy: spec.Linux.MemoryPolicy,
 	}
 	p, err := e.Exec(ctx, cfg)
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/overlay"
+	"github.com/orlop-io/orlop/internal/platform/seccomp"
 )
 
 // Options are the choices of an Executor.
@@ -133,8 +134,10 @@ type ExecConfig struct {
 	Annotations map[string]string
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
-	// Seccomp is the container's profile; nil is none.
+	// Seccomp is the container's profile; nil is none. Filter is the same compiled, where it
+	// is at hand and has no listener; Seccomp is then not used.
 	Seccomp *specs.LinuxSeccomp
+	Filter  *seccomp.Program
 	// Personality and MemoryPolicy are the container's too; nil is the caller's.
 	Personality  *specs.LinuxPersonality
 	MemoryPolicy *specs.LinuxMemoryPolicy

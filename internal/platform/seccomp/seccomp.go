@@ -43,6 +43,8 @@ type Program struct {
 	// Notify tells that the profile hands calls to a listener (SCMP_ACT_NOTIFY), which
 	// whoever installs it has to provide.
 	Notify bool
+	// Kills tells that an action may end a thread alone, and not its process.
+	Kills bool
 }
 
 // maxCached is how many compiled profiles are kept. A node has a handful.
@@ -162,8 +164,11 @@ func compile(p *specs.LinuxSeccomp, goarch string) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	kills := func(a specs.LinuxSeccompAction) bool { return a == specs.ActKill || a == specs.ActKillThread }
+	prog.Kills = kills(p.DefaultAction)
 	for _, s := range p.Syscalls {
 		prog.Notify = prog.Notify || s.Action == specs.ActNotify
+		prog.Kills = prog.Kills || kills(s.Action)
 	}
 	if prog.Flags&unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV != 0 && !prog.Notify {
 		return nil, errs.New(errs.Invalid, "seccomp: flag %s needs a rule with the action %s", specs.LinuxSeccompFlagWaitKillableRecv, specs.ActNotify)
