@@ -90,9 +90,6 @@ func (c coded) Unwrap() error { return c.error }
 func main() {
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
-	// One thing happens after the other. With a second processor the runtime would wake a
-	// thread on it whenever there could be something to do at the same time.
-	runtime.GOMAXPROCS(1)
 	sysmon.Calm()
 	os.Exit(run(os.Args[1:]))
 }
