@@ -87,7 +87,13 @@ type coded struct {
 
 func (c coded) Unwrap() error { return c.error }
 
+// reserve has the stack grow while there is nothing on it. A stack begins with 8 KiB and is
+// doubled when it is full; what is on it is then walked, and the tables that it takes are
+// read from the file page by page.
+func reserve()
+
 func main() {
+	reserve()
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
 	sysmon.Calm()

@@ -37,18 +37,10 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	if err := checkConsole(o.Process, o.ConsoleSocket, o.Detach); err != nil {
 		return nil, err
 	}
-	st, err := c.Status()
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case st == Stopped || st == Creating:
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is %s", c.rec.ID, st)
-	case st == Paused && !o.IgnorePaused:
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
-	}
-	for wait := time.Millisecond; st == Paused; wait = min(2*wait, 50*time.Millisecond) {
+	st, of, own, err := c.look()
+	for wait := time.Millisecond; err == nil && st == Paused && o.IgnorePaused; wait = min(2*wait, 50*time.Millisecond) {
 		// A process that joined it would stand still before it could say that it is there.
+		of.Close()
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -56,9 +48,19 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 			return nil, context.Cause(ctx)
 		case <-t.C:
 		}
-		if st, err = c.Status(); err != nil {
-			return nil, err
-		}
+		st, of, own, err = c.look()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if of != nil {
+		defer of.Close()
+	}
+	switch st {
+	case Stopped, Creating:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is %s", c.rec.ID, st)
+	case Paused:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
 	}
 	spec, err := c.further()
 	if err != nil {
@@ -68,15 +70,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	if err != nil {
 		return nil, err
 	}
-	of, err := c.open()
-	if err != nil {
-		return nil, err
-	}
-	if of == nil {
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it has stopped", c.rec.ID)
-	}
-	defer of.Close()
-	g, err := c.execGroup(o.Cgroups)
+	g, err := c.execGroup(own, o.Cgroups)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +109,10 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	return p, nil
 }
 
-// execGroup is the group that a further process joins.
-func (c *Container) execGroup(below []string) (*cgroup.Group, error) {
-	g, err := c.group()
-	if err != nil || len(below) == 0 {
-		return g, err
+// execGroup is the group that a further process joins: the container's, or one below it.
+func (c *Container) execGroup(g *cgroup.Group, below []string) (*cgroup.Group, error) {
+	if len(below) == 0 {
+		return g, nil
 	}
 	if g == nil {
 		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)
