@@ -180,12 +180,6 @@ func interpret(t *testing.T, prog []insn, ctx ...uint64) bool {
 			if reg[i.dst] != uint64(i.imm) {
 				pc += int(i.off)
 			}
-		case opJumpSet:
-			if reg[i.dst]&uint64(i.imm) != 0 {
-				pc += int(i.off)
-			}
-		case opJump:
-			pc += int(i.off)
 		case opExit:
 			return reg[0] == 1
 		default:
