@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,11 +30,13 @@ import (
 type initFile struct {
 	path    string
 	overlay *os.File // nil: always the memfd
-	memfd   func() (*os.File, error)
+
+	mu   sync.Mutex
+	copy *os.File // the memfd, once it was needed
 }
 
 func newInitFile(path string, once bool) (*initFile, error) {
-	x := &initFile{path: path, memfd: sync.OnceValues(func() (*os.File, error) { return sealed(path) })}
+	x := &initFile{path: path}
 	if once && guards.Sealed.On() {
 		x.overlay = readOnly(path)
 	}
@@ -57,15 +60,23 @@ func (x *initFile) file(b *builder) (*os.File, error) {
 	return f, nil
 }
 
-func (x *initFile) close() error {
-	if x.overlay != nil {
-		x.overlay.Close()
-		x.memfd = sync.OnceValues(func() (*os.File, error) { return nil, os.ErrClosed })
-		return nil
+func (x *initFile) memfd() (_ *os.File, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.copy == nil {
+		x.copy, err = sealed(x.path)
 	}
-	f, err := x.memfd()
-	if err == nil {
-		err = f.Close()
+	return x.copy, err
+}
+
+func (x *initFile) close() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var err error
+	for _, f := range []*os.File{x.overlay, x.copy} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	return err
 }

@@ -440,8 +440,7 @@ func TestDescriptorNumbers(t *testing.T) {
 			var binary int // right above what is passed
 			if binary, err = unix.FcntlInt(memfdOf(t, e).Fd(), unix.F_DUPFD_CLOEXEC, fd+1); err == nil {
 				e.Close()
-				f := os.NewFile(uintptr(binary), "orlop-init")
-				e.init.memfd = func() (*os.File, error) { return f, nil }
+				e.init.copy = os.NewFile(uintptr(binary), "orlop-init")
 			}
 		}
 		if err != nil {
