@@ -31,6 +31,8 @@ type Pipe struct {
 }
 
 // pipeFD is where the handler writes.
+//
+//lint:ignore U1000 it is read in assembler
 var pipeFD int32
 
 var open = sync.OnceValues(func() (*Pipe, error) {

@@ -39,7 +39,7 @@ type everything struct {
 	Again   *everything          `json:"again"`
 	Plain   int
 	Left    int `json:"-"`
-	hidden  int
+	hidden  int //lint:ignore U1000 nothing may read it
 }
 
 var documents = []string{
