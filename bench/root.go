@@ -68,10 +68,12 @@ func makeRoot(dir string) error {
 	return nil
 }
 
-// mountOverlay mounts lower with the bundle's upper and work at the bundle's root.
+// mountOverlay mounts lower with the bundle's upper and work at the bundle's root. It is
+// volatile, as Orlop's own roots are: otherwise unmounting writes back the whole filesystem
+// that the upper layer is on, 5 to 20 ms of a disk's time that say nothing of a runtime.
 func mountOverlay(lower, bundle string) (unmount func() error, err error) {
 	at := bundle + "/root"
-	err = syscall.Mount("overlay", at, "overlay", 0, "lowerdir="+lower+",upperdir="+bundle+"/upper,workdir="+bundle+"/work")
+	err = syscall.Mount("overlay", at, "overlay", 0, "lowerdir="+lower+",upperdir="+bundle+"/upper,workdir="+bundle+"/work,volatile")
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", at, err)
 	}

@@ -140,10 +140,10 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 		}
 		// From here on signals are the process's: it may run, and have handlers, before we
 		// know that it does.
+		stop()
 		if ctx.Err() != nil {
 			return removing(c, context.Cause(ctx))
 		}
-		stop()
 		ctx = context.Background()
 		defer fg.Close()
 		if err := fg.Attach(c.Process()); err != nil {
@@ -156,11 +156,13 @@ func runContainer(a *app, s *container.Store, id string, o container.CreateOptio
 	if o.Detach {
 		return c.Ready()
 	}
-	go func() { // ends with the container
-		if err := c.Ready(); err != nil {
-			a.log.Warn("sd_notify", "error", err)
-		}
-	}()
+	if o.Notify != "" {
+		go func() { // ends with the container
+			if err := c.Ready(); err != nil {
+				a.log.Warn("sd_notify", "error", err)
+			}
+		}()
+	}
 	code, err := fg.Wait(c.Process())
 	if err != nil {
 		return removing(c, err)

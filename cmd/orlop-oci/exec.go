@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/orlop-io/orlop/internal/base/unmarshal"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
@@ -91,10 +91,10 @@ func (a *app) exec(args []string, x execFlags, o container.ExecOptions, preserve
 	if err != nil {
 		return 0, err
 	}
+	stop()
 	if ctx.Err() != nil { // as in runContainer
 		return 0, context.Cause(ctx)
 	}
-	stop()
 	ctx = context.Background()
 	defer fg.Close()
 	if err := fg.Attach(p); err != nil {
@@ -115,7 +115,7 @@ func (x *execFlags) read(c *container.Container, args []string) (*specs.Process,
 			return nil, fmt.Errorf("read the process: %w", err)
 		}
 		var p specs.Process
-		if err := json.Unmarshal(data, &p); err != nil {
+		if err := unmarshal.JSON(data, &p); err != nil {
 			return nil, fmt.Errorf("read the process from %s: %w", x.process, err)
 		}
 		return &p, nil
@@ -123,11 +123,11 @@ func (x *execFlags) read(c *container.Container, args []string) (*specs.Process,
 	if len(args) == 0 {
 		return nil, errors.New("no command is given")
 	}
-	spec, err := c.Spec()
+	first, err := c.FirstProcess()
 	if err != nil {
 		return nil, err
 	}
-	p := *spec.Process
+	p := *first
 	p.Args, p.CommandLine, p.Terminal = args, "", x.tty
 	p.ConsoleSize = nil
 	if x.cwd != "" {

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -28,6 +27,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/orlop-io/orlop/internal/base/signals"
 	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
@@ -87,7 +87,13 @@ type coded struct {
 
 func (c coded) Unwrap() error { return c.error }
 
+// reserve has the stack grow while there is nothing on it. A stack begins with 8 KiB and is
+// doubled when it is full; what is on it is then walked, and the tables that it takes are
+// read from the file page by page.
+func reserve()
+
 func main() {
+	reserve()
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
 	sysmon.Calm()
@@ -208,9 +214,16 @@ func (a *app) load(id string) (*container.Container, error) {
 }
 
 // interruptible ends with the signals by which people and service managers end commands: what
-// was begun is then taken back.
-func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+// was begun is then taken back. Those that come after stop are for a container.Foreground.
+func interruptible() (context.Context, func()) {
+	p, err := signals.Open()
+	if err != nil {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		cancel(err)
+		return ctx, func() {}
+	}
+	p.Take(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	return p.Context(context.Background())
 }
 
 func printVersion() {

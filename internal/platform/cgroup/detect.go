@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/mount"
 )
 
@@ -59,7 +60,7 @@ func Open(o Options) (*Host, error) {
 	}
 	if h.unified.mount != "" {
 		file := filepath.Join(h.unified.mount, "cgroup.controllers")
-		b, err := os.ReadFile(file)
+		b, err := rawfile.Read(file)
 		if err != nil {
 			return nil, fmt.Errorf("find control groups: %w", err)
 		}
@@ -183,7 +184,7 @@ func (h *Host) base() []string {
 		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer", "name=systemd"}
 	case h.unified.mount == "":
 		return []string{"memory", "cpu", "cpuacct", "pids", "devices", "freezer"}
-	case h.bpfRefused() != nil:
+	case h.bpfRefused(nil) != nil:
 		return []string{"memory", "cpu", "pids", "devices"}
 	}
 	return []string{"memory", "cpu", "pids"}

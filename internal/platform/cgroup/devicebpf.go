@@ -1,10 +1,10 @@
 package cgroup
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -37,16 +37,18 @@ const (
 	opShrImm   = 0x74 // 32 bit
 	opMovImm   = 0xb7
 	opJumpNE   = 0x55
-	opJumpSet  = 0x45
-	opJump     = 0x05
 	opExit     = 0x95
 )
 
-// compile makes the program: rules from the last to the first, each taking from the
-// access that is asked for (r3) what it allows, or refusing what it denies. An access
-// is granted when nothing is left of it, and denied when the rules are at their end.
+// Registers of the program.
+const ctx, typ, access, major, minor = 1, 2, 3, 4, 5
+
+// compile makes the program: a tree of comparisons by type, major and minor number, whose
+// leaves tell what of the access that is asked for is not allowed. Devices that no rule tells
+// apart have a leaf in common. A chain of rules would be shorter; but the kernel checks
+// every path through a program before it loads it, which for a chain grows with the
+// square of the rules, and takes longer than all else of making a group.
 func (r *deviceRules) compile() []insn {
-	const ctx, typ, access, major, minor = 1, 2, 3, 4, 5
 	prog := []insn{ // struct bpf_cgroup_dev_ctx: access<<16|type, major, minor
 		{code: opLoadWord, dst: typ, src: ctx, off: 0},
 		{code: opMovReg, dst: access, src: typ},
@@ -55,32 +57,71 @@ func (r *deviceRules) compile() []insn {
 		{code: opLoadWord, dst: major, src: ctx, off: 4},
 		{code: opLoadWord, dst: minor, src: ctx, off: 8},
 	}
-	for i := len(r.rules) - 1; i >= 0; i-- {
-		rule := r.rules[i]
-		block := []insn{{code: opJumpNE, dst: typ, imm: int32(rule.typ)}}
-		if rule.major != anyNumber {
-			block = append(block, insn{code: opJumpNE, dst: major, imm: int32(rule.major)})
+	for _, t := range []int{typeBlock, typeChar} {
+		prog = append(prog, when(typ, int64(t), r.ofType(t))...)
+	}
+	return append(prog, leaf(0)...)
+}
+
+// when runs what ends by itself if the register has that value, and goes on if not.
+func when(register uint8, value int64, block []insn) []insn {
+	return append([]insn{{code: opJumpNE, dst: register, off: int16(len(block)), imm: int32(value)}}, block...)
+}
+
+// leaf ends the program: what is not in allowed is denied.
+func leaf(allowed int) []insn {
+	deny := []insn{{code: opMovImm, imm: 0}, {code: opExit}}
+	if allowed == 0 {
+		return deny
+	}
+	return append([]insn{{code: opAndImm, dst: access, imm: int32(mayAll &^ allowed)}, {code: opJumpNE, dst: access, off: 2, imm: 0},
+		{code: opMovImm, imm: 1}, {code: opExit}}, deny...)
+}
+
+// ofType is the tree for a type. Numbers that no rule names are other.
+func (r *deviceRules) ofType(t int) (tree []insn) {
+	const other = -2
+	majors := r.named(func(d device) (int64, bool) { return d.major, d.typ == t })
+	for _, ma := range append(majors, other) {
+		var block []insn
+		minors := r.named(func(d device) (int64, bool) { return d.minor, d.typ == t && (d.major == anyNumber || d.major == ma) })
+		for _, mi := range minors {
+			block = append(block, when(minor, mi, leaf(r.allowed(device{t, ma, mi})))...)
 		}
-		if rule.minor != anyNumber {
-			block = append(block, insn{code: opJumpNE, dst: minor, imm: int32(rule.minor)})
+		block = append(block, leaf(r.allowed(device{t, ma, other}))...)
+		if ma == other {
+			return append(tree, block...)
+		}
+		tree = append(tree, when(major, ma, block)...)
+	}
+	return tree
+}
+
+// named lists the numbers that rules name, each once, in order.
+func (r *deviceRules) named(number func(device) (n int64, counts bool)) (list []int64) {
+	for _, rule := range r.rules {
+		if n, counts := number(rule.device); counts && n != anyNumber {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// allowed is what the rules allow of a device: for each kind of access the last that mentions
+// it counts.
+func (r *deviceRules) allowed(d device) (bits int) {
+	for _, rule := range r.rules {
+		if !rule.covers(d) {
+			continue
 		}
 		if rule.allow {
-			block = append(block, insn{code: opAndImm, dst: access, imm: int32(mayAll &^ rule.access)},
-				insn{code: opJumpNE, dst: access, imm: 0},
-				insn{code: opMovImm, imm: 1}, insn{code: opExit})
+			bits |= rule.access
 		} else {
-			block = append(block, insn{code: opJumpSet, dst: access, off: 1, imm: int32(rule.access)},
-				insn{code: opJump, off: 2},
-				insn{code: opMovImm, imm: 0}, insn{code: opExit})
+			bits &^= rule.access
 		}
-		for j := range block {
-			if block[j].code == opJumpNE { // to the next rule
-				block[j].off = int16(len(block) - j - 1)
-			}
-		}
-		prog = append(prog, block...)
 	}
-	return append(prog, insn{code: opMovImm, imm: 0}, insn{code: opExit})
+	return bits
 }
 
 func encode(prog []insn) []byte {
@@ -97,8 +138,8 @@ func encode(prog []insn) []byte {
 // same rules, and loading is most of the cost.
 type programs struct {
 	mu     sync.Mutex
-	loaded map[[sha256.Size]byte]*program
-	order  [][sha256.Size]byte
+	loaded map[string]*program
+	order  []string
 }
 
 type program struct {
@@ -110,7 +151,7 @@ const maxPrograms = 32
 
 // with calls f with the loaded program for code; the program is kept while f runs.
 func (p *programs) with(code []byte, f func(*program) error) error {
-	key := sha256.Sum256(code)
+	key := string(code)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	prog := p.loaded[key]
@@ -126,7 +167,7 @@ func (p *programs) with(code []byte, f func(*program) error) error {
 		}
 		prog = &program{fd, info.id}
 		if p.loaded == nil {
-			p.loaded = map[[sha256.Size]byte]*program{}
+			p.loaded = map[string]*program{}
 		}
 		if len(p.order) == maxPrograms {
 			unix.Close(p.loaded[p.order[0]].fd) // attached ones live on in the kernel
@@ -218,15 +259,22 @@ func ours(cgroup int) (list []program, err error) {
 }
 
 // bpfRefused tells why device programs cannot be had, nil where they can. It asks the
-// kernel once: it loads one, and lists those of the root group.
-func (h *Host) bpfRefused() error {
+// kernel once: it loads one, that of the rules if they are given, which is then loaded for
+// the group, and lists those of the root group.
+func (h *Host) bpfRefused(wanted *deviceRules) error {
 	h.probeBPF.Do(func() {
-		fd, err := loadProgram(encode((&deviceRules{}).compile()))
-		if err != nil {
-			h.noBPF = err
-			return
+		err := errors.ErrUnsupported
+		if wanted != nil && !wanted.everything() {
+			err = h.programs.with(encode(wanted.compile()), func(*program) error { return nil })
 		}
-		unix.Close(fd)
+		if err != nil { // rules can be too many, which is not the host's fault
+			var fd int
+			if fd, err = loadProgram(encode((&deviceRules{}).compile())); err != nil {
+				h.noBPF = err
+				return
+			}
+			unix.Close(fd)
+		}
 		dir, err := openat(h.unified.mount, unix.O_DIRECTORY)
 		if err != nil {
 			h.noBPF = err

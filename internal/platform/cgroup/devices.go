@@ -184,19 +184,20 @@ func accessString(bits int) string {
 
 // deviceByBPF tells which of the two ways there are the host takes. On Hybrid a program
 // on the cgroup2 group is preferred: it costs one system call where the v1 hierarchy
-// costs a directory, a move and a write for every rule.
-func (h *Host) deviceByBPF() bool {
+// costs a directory, a move and a write for every rule. What the rules are, if it is known
+// yet, spares the kernel a program that is loaded to ask it.
+func (h *Host) deviceByBPF(r *deviceRules) bool {
 	switch h.layout.Mode {
 	case V2:
 		return true
 	case Hybrid:
-		return h.bpfRefused() == nil
+		return h.bpfRefused(r) == nil
 	}
 	return false
 }
 
 func (g *Group) setDevices(r *deviceRules) error {
-	if g.host.deviceByBPF() {
+	if g.host.deviceByBPF(r) {
 		return g.host.programs.set(g.unifiedDir(), r)
 	}
 	return setDevicesV1(g.dir("devices"), r)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 )
 
 // write sets one file of a group. Control files take a value in a single write(2);
@@ -76,7 +77,7 @@ func refused(p, value string, err error) error {
 // read returns the contents of one file of a group without the last newline. A file
 // that is missing is errs.NotFound.
 func read(dir, file string) (string, error) {
-	b, err := os.ReadFile(dir + "/" + file)
+	b, err := rawfile.Read(dir + "/" + file)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // ENODEV: being removed
 			return "", errs.New(errs.NotFound, "cgroup: read: %w", err)

@@ -2,11 +2,11 @@ package cgroup
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 )
 
 // Place tells where groups are in each hierarchy: by the hierarchy's controllers as
@@ -17,7 +17,7 @@ type Place map[string]string
 // Own returns the groups of this process. On V1 and Hybrid they may be different ones,
 // and a group that is to be within this process's limits has to be below each.
 func (h *Host) Own() (Place, error) {
-	data, err := os.ReadFile("/proc/self/cgroup")
+	data, err := rawfile.Read("/proc/self/cgroup")
 	if err != nil {
 		return nil, fmt.Errorf("find own control groups: %w", err)
 	}

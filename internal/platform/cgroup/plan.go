@@ -106,9 +106,9 @@ func (h *Host) plan(res *specs.LinuxResources) (*plan, error) {
 			return nil, err
 		}
 		p.devices = d
-		if !h.deviceByBPF() {
+		if !h.deviceByBPF(d) {
 			if _, ok := h.hierarchyOf("devices"); !ok {
-				return nil, errs.New(errs.Unsupported, "devices: this host can neither attach a device program (%v) nor has it a v1 devices controller", h.bpfRefused())
+				return nil, errs.New(errs.Unsupported, "devices: this host can neither attach a device program (%v) nor has it a v1 devices controller", h.bpfRefused(d))
 			}
 			if d.v1Error != nil {
 				return nil, d.v1Error

@@ -7,6 +7,8 @@
 //
 //	state.json   the record: what the container is, and its process
 //	config.json  its specification, as it was when it was created
+//	seccomp      the compiled filter of its profile, for further processes; one with a
+//	             listener has none
 //	gate         the FIFO at which its process waits to be started
 //	notify/      the socket of sd_notify(3), where the caller has one
 //	root/        where a restore has the root filesystem, in a mount namespace of its own
@@ -27,7 +29,6 @@
 package container
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +43,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
+	"github.com/orlop-io/orlop/internal/base/unmarshal"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 )
@@ -128,6 +131,7 @@ type Container struct {
 	made       bool               // the group was made by this process
 	properties []cgroup.Property  // what annotations say of its unit
 	spec       *specs.Spec        // once it was asked for
+	more       *further           // the same
 
 	notify *os.File // the socket that the container says that it is ready by
 }
@@ -166,7 +170,7 @@ func (s *Store) Load(id string) (*Container, error) {
 // read reads the record. A directory without one is what a killed Create or Delete left:
 // to everyone but Delete there is no container.
 func (c *Container) read() error {
-	data, err := os.ReadFile(c.dir + "/state.json")
+	data, err := rawfile.Read(c.dir + "/state.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.NotFound, "%s: container does not exist", filepath.Base(c.dir))
 	}
@@ -174,7 +178,7 @@ func (c *Container) read() error {
 		return fmt.Errorf("read container: %w", err)
 	}
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	if err := unmarshal.JSON(data, &r); err != nil {
 		return errs.New(errs.Corrupt, "read container %s: %s/state.json: %w", filepath.Base(c.dir), c.dir, err)
 	}
 	if r.Version > recordVersion {
@@ -242,7 +246,7 @@ func (c *Container) Spec() (*specs.Spec, error) {
 }
 
 func readSpec(path string) (*specs.Spec, error) {
-	data, err := os.ReadFile(path)
+	data, err := rawfile.Read(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errs.New(errs.NotFound, "specification file %s is not there; `orlop-oci spec` makes one", path)
@@ -253,8 +257,7 @@ func readSpec(path string) (*specs.Spec, error) {
 }
 
 func decodeSpec(path string, data []byte) (*specs.Spec, error) {
-	// encoding/json prepares for every type that it might meet, and the specification has
-	// those of five other systems.
+	// What is for other systems is passed over.
 	var s struct {
 		Version     string            `json:"ociVersion"`
 		Process     *specs.Process    `json:"process"`
@@ -266,7 +269,7 @@ func decodeSpec(path string, data []byte) (*specs.Spec, error) {
 		Annotations map[string]string `json:"annotations"`
 		Linux       *specs.Linux      `json:"linux"`
 	}
-	if err := json.Unmarshal(data, &s); err != nil {
+	if err := unmarshal.JSON(data, &s); err != nil {
 		return nil, errs.New(errs.Invalid, "specification %s: %w", path, err)
 	}
 	return &specs.Spec{Version: s.Version, Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
@@ -78,7 +79,7 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 	if err != nil {
 		return nil, err
 	}
-	raw, err := os.ReadFile(bundle + "/config.json")
+	raw, err := rawfile.Read(bundle + "/config.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.New(errs.NotFound, "specification file %s/config.json is not there; `orlop-oci spec` makes one", bundle)
 	}
@@ -249,7 +250,7 @@ func (s *Store) mkdir(ctx context.Context, c *Container) error {
 // at a gate is let go of by the executor only when it has been recorded, and ends with us
 // before that: there is never one that no record tells of.
 func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
-	if c.exec, err = executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log}); err != nil {
+	if c.exec, err = executor.New(executor.Options{InitPath: c.store.o.InitPath, Once: !o.Gate, Log: c.store.o.Log}); err != nil {
 		return err
 	}
 	g, err := c.makeGroup(c.spec)
@@ -281,6 +282,9 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 		}
 		defer cfg.Gate.Close()
 		cfg.Created = func(p *executor.Process) error { return c.record(p, o.ConsoleSocket) }
+	}
+	if err := c.saveFilter(); err != nil {
+		return err
 	}
 	p, err := c.exec.Create(ctx, cfg)
 	if err != nil {

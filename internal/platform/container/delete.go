@@ -154,7 +154,7 @@ func (c *Container) removeGroup(ctx context.Context) error {
 // forget removes the container's directory: the record after everything else, as it is
 // what a next Delete goes by.
 func (c *Container) forget() error {
-	for _, name := range []string{"gate", "notify/notify.sock", "notify", "root", "config.json", "state.tmp", "state.json"} {
+	for _, name := range []string{"gate", "notify/notify.sock", "notify", "root", "seccomp", "config.json", "state.tmp", "state.json"} {
 		if err := os.Remove(c.dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the record: %w", err)
 		}

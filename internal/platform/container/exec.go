@@ -34,18 +34,10 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	if err := checkConsole(o.Process, o.ConsoleSocket, o.Detach); err != nil {
 		return nil, err
 	}
-	st, err := c.Status()
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case st == Stopped || st == Creating:
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is %s", c.rec.ID, st)
-	case st == Paused && !o.IgnorePaused:
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
-	}
-	for wait := time.Millisecond; st == Paused; wait = min(2*wait, 50*time.Millisecond) {
+	st, of, own, err := c.look()
+	for wait := time.Millisecond; err == nil && st == Paused && o.IgnorePaused; wait = min(2*wait, 50*time.Millisecond) {
 		// A process that joined it would stand still before it could say that it is there.
+		of.Close()
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -53,27 +45,33 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 			return nil, context.Cause(ctx)
 		case <-t.C:
 		}
-		if st, err = c.Status(); err != nil {
-			return nil, err
-		}
+		st, of, own, err = c.look()
 	}
-	spec, err := c.Spec()
 	if err != nil {
 		return nil, err
 	}
-	of, err := c.open()
+	if of != nil {
+		defer of.Close()
+	}
+	switch st {
+	case Stopped, Creating:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is %s", c.rec.ID, st)
+	case Paused:
+		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it is paused (use --ignore-paused to override)", c.rec.ID)
+	}
+	spec, err := c.further()
 	if err != nil {
 		return nil, err
 	}
-	if of == nil {
-		return nil, errs.New(errs.FailedPrecondition, "cannot exec in container %s: it has stopped", c.rec.ID)
-	}
-	defer of.Close()
-	g, err := c.subgroup(o.Cgroups)
+	filter, profile, err := c.filter()
 	if err != nil {
 		return nil, err
 	}
-	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Log: c.store.o.Log})
+	g, err := c.subgroup(own, o.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	e, err := executor.New(executor.Options{InitPath: c.store.o.InitPath, Once: true, Log: c.store.o.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -82,9 +80,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 	cfg := executor.ExecConfig{
 		PID: c.rec.PID, PIDFD: of, Process: process, ID: c.rec.ID, Bundle: c.rec.Bundle, Annotations: c.rec.Annotations, Cgroup: g,
 		Stdin: o.In, Stdout: o.Out, Stderr: o.Err, ExtraFiles: o.Extra, NoNewKeyring: o.NoNewKeyring,
-	}
-	if l := spec.Linux; l != nil {
-		cfg.Seccomp, cfg.IntelRdt, cfg.Personality, cfg.MemoryPolicy = l.Seccomp, l.IntelRdt, l.Personality, l.MemoryPolicy
+		Seccomp: profile, Filter: filter, IntelRdt: spec.Linux.IntelRdt, Personality: spec.Linux.Personality, MemoryPolicy: spec.Linux.MemoryPolicy,
 	}
 	p, err := e.Exec(ctx, cfg)
 	if err != nil {

@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/signals"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -18,7 +18,7 @@ import (
 // Foreground is a command that stays while its process runs: signals that it gets go to
 // the process, and the process's terminal is the one that the command has.
 type Foreground struct {
-	signals   chan os.Signal
+	signals   *signals.Pipe
 	subreaper bool
 	terminal  *terminal // of the process, nil if it has none
 }
@@ -26,46 +26,28 @@ type Foreground struct {
 // NewForeground begins to take the signals. With subreaper, processes of a container that
 // shares our PID namespace come to us when their parents end, and are reaped.
 func NewForeground(subreaper bool) (*Foreground, error) {
-	f := &Foreground{signals: make(chan os.Signal, 64), subreaper: subreaper}
+	p, err := signals.Open()
+	if err != nil {
+		return nil, err
+	}
 	if subreaper {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return nil, fmt.Errorf("become a subreaper: %w", err)
 		}
+		p.Take(unix.SIGCHLD)
 	}
-	f.take(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
-	return f, nil
-}
-
-// rareAfter is how old a process is when the rare signals are taken too.
-const rareAfter = 20 * time.Millisecond
-
-// take has the signals sent to us instead of what they do by themselves. Each costs four
-// switches between threads in Go's runtime, together more than the rest of a start: those
-// that are hardly ever sent are left for when the process has shown that it stays.
-func (f *Foreground) take(list ...syscall.Signal) {
-	for _, s := range list {
-		if !signal.Ignored(s) {
-			signal.Notify(f.signals, s)
-		}
-	}
-}
-
-// takeRare takes all others that there can be a reason to send.
-func (f *Foreground) takeRare() {
-	if f.subreaper {
-		f.take(unix.SIGCHLD)
-	}
-	f.take(unix.SIGALRM, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGWINCH, unix.SIGXCPU, unix.SIGXFSZ)
+	p.Take(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN,
+		unix.SIGTTOU, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGWINCH, unix.SIGXCPU, unix.SIGXFSZ)
 	for n := syscall.Signal(35); n < 65; n++ { // real-time signals but the first, which is Go's
-		f.take(n)
+		p.Take(n)
 	}
+	return &Foreground{signals: p, subreaper: subreaper}, nil
 }
 
 // Attach gives the process its terminal, if it has one: before it starts, so that it finds
 // the size right. Close undoes it.
 func (f *Foreground) Attach(p *executor.Process) (err error) {
 	if master := p.Console(); master != nil {
-		f.take(unix.SIGWINCH)
 		f.terminal, err = attach(master)
 	}
 	return err
@@ -81,47 +63,37 @@ func (f *Foreground) Close() {
 // Wait passes signals on, and returns the exit code of the process once it has ended: 128
 // and the signal's number where a signal ended it.
 func (f *Foreground) Wait(p *executor.Process) (int, error) {
-	master := p.Console()
-	stop := make(chan struct{})
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		rare := time.NewTimer(rareAfter)
-		defer rare.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-rare.C:
-				f.takeRare()
-				if f.subreaper { // those that have come before
-					f.reap(p.PID())
-				}
-			case s := <-f.signals:
-				f.handle(p, master, s.(syscall.Signal))
-			}
+	for ended := false; !ended; {
+		fds := []unix.PollFd{{Fd: int32(p.PIDFD().Fd()), Events: unix.POLLIN}, {Fd: int32(f.signals.FD()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return -1, fmt.Errorf("wait for process %d: %w", p.PID(), err)
 		}
-	}()
+		for ended = fds[0].Revents != 0; !ended; {
+			s, ok := f.signals.Next()
+			if !ok {
+				break
+			}
+			f.handle(p, s)
+		}
+	}
 	end, err := pidfd.Reap(p.PIDFD(), true)
-	close(stop)
-	<-gone
 	if err != nil {
 		return -1, fmt.Errorf("wait for process %d: %w", p.PID(), err)
 	}
 	if f.terminal != nil {
 		// What it wrote last. Another process may keep the terminal for longer.
-		master.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		p.Console().SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		<-f.terminal.output
 	}
 	return end.Code, nil
 }
 
-func (f *Foreground) handle(p *executor.Process, master *os.File, s syscall.Signal) {
+func (f *Foreground) handle(p *executor.Process, s syscall.Signal) {
 	switch s {
 	case unix.SIGCHLD:
 		f.reap(p.PID())
 	case unix.SIGWINCH:
-		if master != nil {
+		if master := p.Console(); master != nil {
 			resize(master)
 			return
 		}

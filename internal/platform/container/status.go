@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
@@ -57,36 +58,43 @@ func (c *Container) State() (State, error) {
 
 // Status asks the kernel where the container is in its life.
 func (c *Container) Status() (Status, error) {
+	st, f, _, err := c.look()
+	if f != nil {
+		f.Close()
+	}
+	return st, err
+}
+
+// look is Status, with the process and the group by which it was found out: nil where they are
+// not there.
+func (c *Container) look() (st Status, f *os.File, g *cgroup.Group, err error) {
 	if c.rec.PID == 0 {
 		if held(c.dir) {
-			return Creating, nil
+			return Creating, nil, nil, nil
 		}
-		return Stopped, nil // whoever created it was killed
+		return Stopped, nil, nil, nil // whoever created it was killed
 	}
-	f, err := c.open()
-	if err != nil {
-		return "", err
+	if f, err = c.open(); err != nil || f == nil {
+		return Stopped, nil, nil, err
 	}
-	if f == nil {
-		return Stopped, nil
-	}
-	f.Close()
 	waiting, err := c.waiting()
-	if err != nil {
-		return "", err
+	if err == nil {
+		g, err = c.group()
 	}
-	if g, err := c.group(); err != nil {
-		return "", err
-	} else if g != nil {
+	if err != nil {
+		f.Close()
+		return "", nil, nil, err
+	}
+	if g != nil {
 		// A group that is just going away is not frozen.
 		if frozen, err := g.Frozen(); err == nil && frozen {
-			return Paused, nil
+			return Paused, f, g, nil
 		}
 	}
 	if waiting {
-		return Created, nil
+		return Created, f, g, nil
 	}
-	return Running, nil
+	return Running, f, g, nil
 }
 
 // open returns a descriptor of the container's process, nil if it has ended: reaped or

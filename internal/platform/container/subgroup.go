@@ -8,16 +8,15 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 )
 
-// subgroup is the group that a further process joins: the container's, or what of it --cgroup
+// subgroup is the group that a further process joins: g, the container's, or what of it --cgroup
 // names.
-func (c *Container) subgroup(args []string) (*cgroup.Group, error) {
+func (c *Container) subgroup(g *cgroup.Group, args []string) (*cgroup.Group, error) {
 	paths, err := subgroupPaths(args)
 	if err != nil {
 		return nil, err
 	}
-	g, err := c.group()
-	if err != nil || len(paths) == 0 {
-		return g, err
+	if len(paths) == 0 {
+		return g, nil
 	}
 	if g == nil {
 		return nil, errs.New(errs.FailedPrecondition, "container %s has no control group for --cgroup to be below", c.rec.ID)

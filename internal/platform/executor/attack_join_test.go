@@ -16,41 +16,8 @@ import (
 // Attacks on who joins a container that runs: its programs are there already, and awake.
 
 var joinAttacks = []attack{
-	{"runtime's binary overwritten (CVE-2019-5736)", [][]string{{"init.sealed"}}, func(t *testing.T) string {
-		path := t.TempDir() + "/orlop-init"
-		before, err := os.ReadFile(initPath)
-		if err == nil {
-			err = os.WriteFile(path, before, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		e, err := New(Options{InitPath: path})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer e.Close()
-		defer func(old *Executor) { shared = old }(shared)
-		shared = e
-		// The shell that is asked for is a script of the image's, which has the runtime
-		// execute itself; a program of the container gets hold of it in that moment.
-		p := imprison(t, func(s *specs.Spec, c *Config) {
-			os.Remove(c.Rootfs.Lower[0] + "/bin/sh")
-			os.WriteFile(c.Rootfs.Lower[0]+"/bin/sh", []byte("#!/proc/self/exe\n"), 0o755)
-		}, "overwrite")
-		reached := races(func() string {
-			attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner("/bin/sh")})
-			after, _ := os.ReadFile(path)
-			sealed := make([]byte, len(before))
-			e.init.ReadAt(sealed, 0)
-			if !bytes.Equal(before, after) || !bytes.Equal(before, sealed) {
-				return "the runtime's binary is " + string(after[:5])
-			}
-			return ""
-		})
-		p.end(t)
-		return reached
-	}},
+	{"runtime's binary overwritten (CVE-2019-5736)", [][]string{{"init.sealed"}}, func(t *testing.T) string { return overwritten(t, false) }},
+	{"runtime's binary overwritten, of a command that starts one process", [][]string{{"init.sealed"}}, func(t *testing.T) string { return overwritten(t, true) }},
 	{"descriptors and memory of init at the gate (CVE-2016-9962)", [][]string{{"init.undumpable"}}, func(t *testing.T) string {
 		for _, user := range []specs.User{{}, {UID: 1000, GID: 1000}} {
 			p := imprison(t, func(s *specs.Spec, c *Config) { s.Process.User = user }, "look")
@@ -205,4 +172,41 @@ func TestSignalsAtTheGate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// overwritten joins a container that tries to write to what joins it.
+func overwritten(t *testing.T, once bool) string {
+	path := t.TempDir() + "/orlop-init"
+	before, err := os.ReadFile(initPath)
+	if err == nil {
+		err = os.WriteFile(path, before, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Options{InitPath: path, Once: once})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	defer func(old *Executor) { shared = old }(shared)
+	shared = e
+	// The shell that is asked for is a script of the image's, which has the runtime
+	// execute itself; a program of the container gets hold of it in that moment.
+	p := imprison(t, func(s *specs.Spec, c *Config) {
+		os.Remove(c.Rootfs.Lower[0] + "/bin/sh")
+		os.WriteFile(c.Rootfs.Lower[0]+"/bin/sh", []byte("#!/proc/self/exe\n"), 0o755)
+	}, "overwrite")
+	reached := races(func() string {
+		attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner("/bin/sh")})
+		after, _ := os.ReadFile(path)
+		sealed := make([]byte, len(before))
+		memfdOf(t, e).ReadAt(sealed, 0)
+		if !bytes.Equal(before, after) || !bytes.Equal(before, sealed) {
+			return "the runtime's binary is " + string(after[:5])
+		}
+		return ""
+	})
+	p.end(t)
+	return reached
 }

@@ -219,7 +219,7 @@ func (b *builder) container(c *Config) error {
 		b.plan.Add(plan.Pause, nil)
 		return nil
 	}
-	if err := b.process(p, l.Seccomp, startHooks, false); err != nil {
+	if err := b.process(p, l.Seccomp, nil, startHooks, false); err != nil {
 		return err
 	}
 	if b.crosses() {
@@ -254,6 +254,9 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	if c.Process == nil {
 		return errs.New(errs.Invalid, "no process is given")
 	}
+	if c.Filter != nil && c.Filter.Notify {
+		return errs.New(errs.Invalid, "a compiled seccomp filter does not say who its listener is: give the profile")
+	}
 	b.hook.state = specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateRunning, Pid: c.PID, Bundle: c.Bundle, Annotations: c.Annotations}
 	if err := b.namespacesOf(c.PID, pidfd); err != nil {
 		return err
@@ -267,7 +270,7 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 		return err
 	}
 	b.streams(c.Process, true)
-	if err := b.process(c.Process, c.Seccomp, plan.Plan{}, true); err != nil {
+	if err := b.process(c.Process, c.Seccomp, c.Filter, plan.Plan{}, true); err != nil {
 		return err
 	}
 	if b.crosses() {

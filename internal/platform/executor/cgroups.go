@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/mount"
@@ -146,7 +146,7 @@ func (b *builder) groupDir(h hierarchy) string {
 
 // ownGroup is where this process is in a hierarchy (cgroups(7), /proc/PID/cgroup).
 func ownGroup(h hierarchy) string {
-	data, err := os.ReadFile("/proc/self/cgroup")
+	data, err := rawfile.Read("/proc/self/cgroup")
 	if err != nil {
 		return ""
 	}

@@ -12,8 +12,7 @@
 // fails there, with the operation and its operand in the error. Start opens the gate;
 // with Config.Gate it is a FIFO, the caller may end, and OpenGate opens it.
 //
-// The child runs from a sealed memfd, so nothing in a container can reach the binary;
-// it keeps no descriptor across execve but the three of the standard streams.
+// The child runs from a file that nothing in a container can change (initfile.go); it keeps no descriptor across execve but the three of the standard streams.
 // docs/design/executor.md walks through it step by step.
 package executor
 
@@ -31,12 +30,16 @@ import (
 	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/overlay"
+	"github.com/orlop-io/orlop/internal/platform/seccomp"
 )
 
 // Options are the choices of an Executor.
 type Options struct {
 	// InitPath is the orlop-init binary. It is read once, by New.
 	InitPath string
+	// Once tells that few processes are started, and soon: then the binary is not copied
+	// where it need not be, and must not be written to meanwhile. Replacing it is no harm.
+	Once bool
 	// Log gets warnings about what the kernel refused and the start went on without.
 	Log *slog.Logger
 }
@@ -131,8 +134,10 @@ type ExecConfig struct {
 	Annotations map[string]string
 	// Cgroup is where the process starts; nil: where the caller is.
 	Cgroup *cgroup.Group
-	// Seccomp is the container's profile; nil is none.
+	// Seccomp is the container's profile; nil is none. Filter is the same compiled, where it
+	// is at hand and has no listener; Seccomp is then not used.
 	Seccomp *specs.LinuxSeccomp
+	Filter  *seccomp.Program
 	// Personality and MemoryPolicy are the container's too; nil is the caller's.
 	Personality  *specs.LinuxPersonality
 	MemoryPolicy *specs.LinuxMemoryPolicy
@@ -141,7 +146,7 @@ type ExecConfig struct {
 // Executor starts processes. It is safe for concurrent use.
 type Executor struct {
 	log  *slog.Logger
-	init *os.File // orlop-init in a sealed memfd
+	init *initFile
 }
 
 // Process is a process that Create or Exec made. The caller is its parent and waits for
@@ -192,20 +197,21 @@ func (p *Process) Close() error {
 	return p.pidfd.Close()
 }
 
-// New reads orlop-init into a sealed memfd and returns an Executor.
+// New makes sure of orlop-init, as a rule by reading it into a sealed memfd, and returns an
+// Executor.
 func New(o Options) (*Executor, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f, err := sealed(o.InitPath)
+	x, err := newInitFile(o.InitPath, o.Once)
 	if err != nil {
 		return nil, fmt.Errorf("executor: load init: %w", err)
 	}
-	return &Executor{log: o.Log, init: f}, nil
+	return &Executor{log: o.Log, init: x}, nil
 }
 
 // Close lets go of the init binary. Processes are not touched.
-func (e *Executor) Close() error { return e.init.Close() }
+func (e *Executor) Close() error { return e.init.close() }
 
 // Create makes a container's first process and returns with it waiting at the gate: its
 // namespaces, mounts, identity and limits are made, and the program has been found.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,6 +58,12 @@ func TestMain(m *testing.M) {
 	if shared, err = New(Options{InitPath: initPath}); err != nil {
 		panic(err)
 	}
+	if temporary, err = os.MkdirTemp("", "exec-"); err == nil {
+		err = errors.Join(os.Chmod(temporary, 0o755), os.Setenv("TMPDIR", temporary))
+	}
+	if err != nil {
+		panic(err)
+	}
 	before := leftovers()
 	code := m.Run()
 	if after := leftovers(); after != before {
@@ -65,8 +72,16 @@ func TestMain(m *testing.M) {
 	}
 	shared.Close()
 	remove()
+	if err := os.RemoveAll(temporary); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.Exit(code)
 }
+
+// temporary is where the tests' directories are. What others mount on the machine meanwhile,
+// another run of these tests for one, is not below it.
+var temporary string
 
 // leftovers describes what a start could leave: descriptors, children, mounts.
 func leftovers() string {
@@ -87,7 +102,7 @@ func leftovers() string {
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	var mine int
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, "/orlop-exec-test-") {
+		if strings.Contains(line, temporary+"/") {
 			mine++
 		}
 	}

@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -52,13 +51,17 @@ func (b *builder) streams(p *specs.Process, exec bool) {
 // installed last, after the gate: nothing but execve has to be allowed by it. Without
 // no_new_privs installing one needs CAP_SYS_ADMIN, so that is kept until then, and the
 // filter has to allow capset.
-func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.Plan, exec bool) error {
+// ready is the profile compiled, where somebody has done that already.
+func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, ready *seccomp.Program, hooks plan.Plan, exec bool) error {
 	if err := checkProcess(p); err != nil {
 		return err
 	}
-	filter, err := seccomp.Compile(sc)
-	if err != nil {
-		return err
+	filter := ready
+	if filter == nil {
+		var err error
+		if filter, err = seccomp.Compile(sc); err != nil {
+			return err
+		}
 	}
 	if !guards.Seccomp.On() {
 		filter = nil
@@ -122,27 +125,15 @@ func (b *builder) process(p *specs.Process, sc *specs.LinuxSeccomp, hooks plan.P
 	b.plan.Ops = append(b.plan.Ops, hooks.Ops...)
 	if filter != nil {
 		if filter.Notify {
-			filter = &seccomp.Program{Filter: filter.Filter, Flags: filter.Flags | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER}
+			filter = &seccomp.Program{Filter: filter.Filter, Flags: filter.Flags | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, Kills: filter.Kills}
 		}
-		code := make([]byte, 0, 8*len(filter.Filter))
-		for _, in := range filter.Filter {
-			code = binary.NativeEndian.AppendUint16(code, in.Code)
-			code = append(code, in.Jt, in.Jf)
-			code = binary.NativeEndian.AppendUint32(code, in.K)
-		}
-		b.plan.Add(plan.Seccomp, plan.N(uint64(filter.Flags), flag(killsThreads(sc))), string(code))
+		b.plan.Add(plan.Seccomp, plan.N(uint64(filter.Flags), flag(filter.Kills)), string(filter.Instructions()))
 	}
 	if late {
 		b.plan.Add(plan.Caps, plan.N(caps.effective, caps.permitted, caps.inheritable, caps.ambient))
 	}
 	b.plan.Add(plan.Exec, plan.N(uint64(len(p.Args))), append(append([]string{}, p.Args...), env...)...)
 	return nil
-}
-
-// killsThreads tells whether a profile has an action that ends a thread and not its process.
-func killsThreads(sc *specs.LinuxSeccomp) bool {
-	kills := func(a specs.LinuxSeccompAction) bool { return a == specs.ActKill || a == specs.ActKillThread }
-	return kills(sc.DefaultAction) || slices.ContainsFunc(sc.Syscalls, func(r specs.LinuxSyscall) bool { return kills(r.Action) })
 }
 
 func searchPath(env []string) string {

@@ -428,7 +428,7 @@ func TestDescriptorNumbers(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	next := int(shared.init.Fd())
+	next := int(memfdOf(t, shared).Fd())
 	for i := range 8 {
 		fd, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, next)
 		if err != nil {
@@ -438,9 +438,9 @@ func TestDescriptorNumbers(t *testing.T) {
 		e, err := New(Options{InitPath: initPath})
 		if err == nil {
 			var binary int // right above what is passed
-			if binary, err = unix.FcntlInt(e.init.Fd(), unix.F_DUPFD_CLOEXEC, fd+1); err == nil {
-				e.init.Close()
-				e.init = os.NewFile(uintptr(binary), "orlop-init")
+			if binary, err = unix.FcntlInt(memfdOf(t, e).Fd(), unix.F_DUPFD_CLOEXEC, fd+1); err == nil {
+				e.Close()
+				e.init.copy = os.NewFile(uintptr(binary), "orlop-init")
 			}
 		}
 		if err != nil {
@@ -451,7 +451,7 @@ func TestDescriptorNumbers(t *testing.T) {
 			err = p.Start(contextT(t))
 		}
 		if err != nil {
-			t.Errorf("standard output is %d, the binary %d: %v", fd, e.init.Fd(), err)
+			t.Errorf("standard output is %d, the binary %d: %v", fd, memfdOf(t, e).Fd(), err)
 		} else {
 			wait(t, p)
 		}
@@ -499,17 +499,36 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+func memfdOf(t *testing.T, e *Executor) *os.File {
+	t.Helper()
+	f, err := e.init.memfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // TestInitIsSealed: what runs as root next time cannot be changed, and is small.
 func TestInitIsSealed(t *testing.T) {
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", shared.init.Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err == nil {
-		_, err = unix.Write(fd, []byte("x"))
-		unix.Close(fd)
+	once, err := New(Options{InitPath: initPath, Once: true})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err == nil {
-		t.Error("the init binary can be written")
+	defer once.Close()
+	if once.init.overlay == nil {
+		t.Fatal("there is no overlay of init's directory")
 	}
-	st, err := shared.init.Stat()
+	for _, f := range []*os.File{memfdOf(t, shared), once.init.overlay, memfdOf(t, once)} {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, err = unix.Write(fd, []byte("x"))
+			unix.Close(fd)
+		}
+		if err == nil {
+			t.Errorf("the init binary can be written: %s", f.Name())
+		}
+	}
+	st, err := memfdOf(t, shared).Stat()
 	if err != nil {
 		t.Fatal(err)
 	}

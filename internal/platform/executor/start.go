@@ -174,6 +174,10 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 		return err
 	}
 	defer null.Close()
+	exec, err := e.init.file(b)
+	if err != nil {
+		return err
+	}
 	var files []uintptr
 	for _, f := range stdio {
 		if f == nil {
@@ -188,7 +192,7 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	// The binary comes last, by the number that it has in the child: what it has here may
 	// be one that ForkExec uses in passing.
 	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
-	files = append(files, e.init.Fd())
+	files = append(files, exec.Fd())
 	pidfd, flags := -1, b.clone
 	if b.crosses() {
 		flags = b.hostClone

@@ -18,6 +18,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 )
 
 // Info is one line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
@@ -48,12 +50,11 @@ func hasOption(list, name string) bool {
 // List returns the mounts of the calling process's mount namespace, in the order
 // of the table: a mount comes after what it lies on.
 func List() ([]Info, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	table, err := rawfile.Read("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
-	defer f.Close()
-	return Parse(f)
+	return Parse(bytes.NewReader(table))
 }
 
 // Parse reads a table in the format of /proc/PID/mountinfo.

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/rawfile"
 )
 
 // End is how a process ended.
@@ -165,7 +167,7 @@ func StartTime(pid int) (uint64, error) {
 // stat returns the fields of /proc/PID/stat from the third on. The second, the name in
 // parentheses, may hold anything.
 func stat(pid int) ([][]byte, error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	raw, err := rawfile.Read("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return nil, err
 	}

@@ -24,9 +24,7 @@
 package seccomp
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"hash"
 	"runtime"
 	"sync"
 
@@ -45,6 +43,8 @@ type Program struct {
 	// Notify tells that the profile hands calls to a listener (SCMP_ACT_NOTIFY), which
 	// whoever installs it has to provide.
 	Notify bool
+	// Kills tells that an action may end a thread alone, and not its process.
+	Kills bool
 }
 
 // maxCached is how many compiled profiles are kept. A node has a handful.
@@ -52,7 +52,7 @@ const maxCached = 128
 
 var cache struct {
 	sync.Mutex
-	programs map[[sha256.Size]byte]*Program
+	programs map[string]*Program
 }
 
 // Compile translates a profile. The result is cached by the profile's content. A nil
@@ -62,7 +62,7 @@ func Compile(p *specs.LinuxSeccomp) (*Program, error) {
 	if p == nil {
 		return nil, nil
 	}
-	key := digest(p)
+	key := content(p)
 	cache.Lock()
 	prog := cache.programs[key]
 	cache.Unlock()
@@ -76,72 +76,67 @@ func Compile(p *specs.LinuxSeccomp) (*Program, error) {
 	cache.Lock()
 	defer cache.Unlock()
 	if cache.programs == nil || len(cache.programs) >= maxCached {
-		cache.programs = map[[sha256.Size]byte]*Program{}
+		cache.programs = map[string]*Program{}
 	}
 	cache.programs[key] = prog
 	return prog, nil
 }
 
-// digest names the content of a profile.
-func digest(p *specs.LinuxSeccomp) (sum [sha256.Size]byte) {
-	d := digester{h: sha256.New()}
-	d.string(string(p.DefaultAction))
-	d.errno(p.DefaultErrnoRet)
-	d.number(uint64(len(p.Architectures)))
+// content is the profile as a string: equal for equal profiles and no others. A digest of it
+// would be shorter, but for a process that compiles one profile it costs more than the
+// compilation can spare, and every process that links a hash pays for its package's start.
+func content(p *specs.LinuxSeccomp) string {
+	w := writer{buf: make([]byte, 0, 12<<10)}
+	w.string(string(p.DefaultAction))
+	w.errno(p.DefaultErrnoRet)
+	w.number(uint64(len(p.Architectures)))
 	for _, a := range p.Architectures {
-		d.string(string(a))
+		w.string(string(a))
 	}
-	d.present(p.Flags != nil)
-	d.number(uint64(len(p.Flags)))
+	w.present(p.Flags != nil)
+	w.number(uint64(len(p.Flags)))
 	for _, f := range p.Flags {
-		d.string(string(f))
+		w.string(string(f))
 	}
 	for _, s := range p.Syscalls {
-		d.number(uint64(len(s.Names)))
+		w.number(uint64(len(s.Names)))
 		for _, n := range s.Names {
-			d.string(n)
+			w.string(n)
 		}
-		d.string(string(s.Action))
-		d.errno(s.ErrnoRet)
-		d.number(uint64(len(s.Args)))
+		w.string(string(s.Action))
+		w.errno(s.ErrnoRet)
+		w.number(uint64(len(s.Args)))
 		for _, a := range s.Args {
-			d.number(uint64(a.Index))
-			d.number(a.Value)
-			d.number(a.ValueTwo)
-			d.string(string(a.Op))
+			w.number(uint64(a.Index))
+			w.number(a.Value)
+			w.number(a.ValueTwo)
+			w.string(string(a.Op))
 		}
 	}
-	d.h.Write(d.buf)
-	d.h.Sum(sum[:0])
-	return sum
+	return string(w.buf)
 }
 
-type digester struct {
-	h   hash.Hash
-	buf []byte
+type writer struct{ buf []byte }
+
+func (w *writer) number(n uint64) { w.buf = binary.AppendUvarint(w.buf, n) }
+
+func (w *writer) string(s string) {
+	w.number(uint64(len(s)))
+	w.buf = append(w.buf, s...)
 }
 
-func (d *digester) number(n uint64) {
-	d.buf = binary.LittleEndian.AppendUint64(d.buf, n)
-}
-
-func (d *digester) string(s string) {
-	d.number(uint64(len(s)))
-	d.buf = append(d.buf, s...)
-}
-
-func (d *digester) errno(n *uint) {
-	d.present(n != nil)
+func (w *writer) errno(n *uint) {
+	w.present(n != nil)
 	if n != nil {
-		d.number(uint64(*n))
+		w.number(uint64(*n))
 	}
 }
 
-func (d *digester) present(is bool) {
+func (w *writer) present(is bool) {
 	if is {
-		d.number(1)
+		w.number(1)
 	} else {
-		d.number(0)
+		w.number(0)
 	}
 }
 
@@ -169,8 +164,11 @@ func compile(p *specs.LinuxSeccomp, goarch string) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	kills := func(a specs.LinuxSeccompAction) bool { return a == specs.ActKill || a == specs.ActKillThread }
+	prog.Kills = kills(p.DefaultAction)
 	for _, s := range p.Syscalls {
 		prog.Notify = prog.Notify || s.Action == specs.ActNotify
+		prog.Kills = prog.Kills || kills(s.Action)
 	}
 	if prog.Flags&unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV != 0 && !prog.Notify {
 		return nil, errs.New(errs.Invalid, "seccomp: flag %s needs a rule with the action %s", specs.LinuxSeccompFlagWaitKillableRecv, specs.ActNotify)
