@@ -48,7 +48,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	f.IntVar(&o.starts, "starts", 20, "containers per round; 0 leaves single containers out")
 	f.IntVar(&o.pods, "pods", 10, "pods per round; 0 leaves pods out")
-	f.IntVar(&o.idle, "idle", 40, "idle pods for rate and memory")
+	f.IntVar(&o.idle, "idle", 200, "idle pods for rate and memory")
 	f.IntVar(&o.parallel, "parallel", 100, "containers at once")
 	f.IntVar(&o.soak, "soak", 10_000, "containers one after another, to see whether memory stays")
 	f.BoolVar(&o.pulls, "pulls", true, "measure pulls")

@@ -84,6 +84,9 @@ func (r *results) targets() (list []target) {
 	}
 	if us != nil && r.Idle > 0 {
 		limit("memory per idle pod, PSS", us.perPodKiB(r.Idle), 128, kib, causes["idle"])
+		if r.Idle >= 200 {
+			limit(fmt.Sprintf("daemon and keeper with %d idle pods, PSS", r.Idle), totalPSS(us.Full), 150<<10, kib, "")
+		}
 		limit("daemon without pods, PSS", us.Empty["orlop"].PSSKiB, 60<<10, kib, "")
 		limit("keeper without pods, RSS", us.Empty["orlop-keeper"].RSSKiB, 15<<10, kib, "")
 	}
@@ -103,7 +106,7 @@ var causes = map[string]string{
 	"container": "after a pause all is cold, init starts a Go runtime (1 ms), and leaving the host's mounts waits for RCU; starts in a row, below, take less.",
 	"pod":       "network namespace and veth pair take the kernel most of it.",
 	"pod cpu":   "network namespace, veth pair and its addresses take the kernel most of it, and it is the same work for both.",
-	"idle":      "the daemon's Go heap grows with a burst of starts and is given back slowly.",
+	"idle":      "the first pods bring what all share, some 5 MiB; and what a burst of starts took is given back after a few seconds only.",
 }
 
 func ms(v float64) string {

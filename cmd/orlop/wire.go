@@ -91,7 +91,7 @@ func (h *host) criOptions(ready <-chan struct{}) (cri.Options, error) {
 	return cri.Options{
 		Pods: h.pods.Driven(), Images: h.images, UsedImages: h.pods.UsedImages, Version: version,
 		ImageDir: filepath.Join(c.Root, "image"), ContainerDir: filepath.Join(c.Root, "containers"),
-		SystemdCgroups: groups.Layout().Driver == cgroup.Systemd, Streaming: c.CRI.Streaming, StreamingTLS: cri.StreamingTLS(c.CRI.StreamingTLS),
+		SystemdCgroups: groups.Layout().Driver == cgroup.Systemd, Streaming: c.CRI.Streaming, StreamingTLS: cri.StreamingTLS(c.CRI.StreamingTLS), MaxSessions: c.CRI.MaxSessions,
 		Ready: ready, Watch: h.watch, Log: h.log.With("server", "cri"),
 	}, nil
 }

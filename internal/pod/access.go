@@ -104,11 +104,13 @@ func (w *worker) exec(ctx context.Context, name string, id ContainerID, o ExecOp
 		if o.Stdin {
 			s.Stdin, spec.Stdin = pipe(false)
 		}
-		s.Stdout, spec.Stdout = pipe(true)
-		s.Stderr, spec.Stderr = pipe(true)
+		var out, errOut *os.File
+		out, spec.Stdout = pipe(true)
+		errOut, spec.Stderr = pipe(true)
 		if err != nil {
 			return nil, err
 		}
+		s.Stdout, s.Stderr = &processOutput{f: out, rest: drainBytes}, &processOutput{f: errOut, rest: drainBytes}
 	}
 	e, err := client.Exec(ctx, string(id), spec)
 	if err != nil {
@@ -123,6 +125,7 @@ func (w *worker) exec(ctx context.Context, name string, id ContainerID, o ExecOp
 	}
 	s.wait = e.Wait
 	s.signal = func(ctx context.Context, sig int) error { return e.Signal(ctx, syscall.Signal(sig)) }
+	s.kill = e.Kill
 	return s, nil
 }
 

@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -39,6 +38,8 @@ type Driven struct {
 	hooks      Hooks
 	hooked     bool          // hooks are more than none
 	locks      keylock.Locks // by the name that a client gives, or by id
+
+	spareOutput atomic.Int64 // how much more of commands' output may be kept
 
 	mu   sync.Mutex
 	pods map[ID]*drivenPod
@@ -227,6 +228,7 @@ var (
 // openDriven reads the records.
 func openDriven(p *Pods) (*Driven, error) {
 	d := &Driven{p: p, hooks: noHooks{}, pods: make(map[ID]*drivenPod), all: make(map[ContainerID]*drivenContainer), subs: make(map[chan DrivenEvent]bool)}
+	d.spareOutput.Store(sharedOutput)
 	var err error
 	if d.sandboxes, err = store.NewBucket[sandboxRecord](p.o.Volatile, "pod.driven.sandboxes"); err != nil {
 		return nil, err
@@ -452,11 +454,8 @@ func (d *Driven) Containers(sandbox ID) []DrivenContainer {
 // the client before was not told of, because its deadline passed, it goes on with that;
 // for one that exists it is errs.AlreadyExists.
 func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
-	if c.Name == "" || c.Namespace == "" || c.UID == "" {
-		return "", errs.New(errs.Invalid, "a pod sandbox needs metadata with name, namespace and uid")
-	}
-	if c.LogDir != "" && !filepath.IsAbs(c.LogDir) {
-		return "", errs.New(errs.Invalid, "pod %s: log directory %q is not an absolute path", c.Key, c.LogDir)
+	if err := c.check(); err != nil {
+		return "", err
 	}
 	if err := d.p.handlers.admit(&c.Spec); err != nil {
 		return "", fmt.Errorf("pod %s: %w", c.Key, err)
@@ -760,15 +759,4 @@ func (d *Driven) owned(pods, containers map[string]bool) {
 	for id := range d.all {
 		containers[string(id)] = true
 	}
-}
-
-// validLogPath keeps a client's log path below its directory.
-func validLogPath(dir, path string) (string, error) {
-	if dir == "" || path == "" {
-		return "", nil
-	}
-	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
-		return "", errs.New(errs.Invalid, "log path %q leaves the pod's log directory; give a relative path without '..'", path)
-	}
-	return filepath.Join(dir, path), nil
 }

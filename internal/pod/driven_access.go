@@ -2,12 +2,8 @@ package pod
 
 import (
 	"context"
-	"io"
 	"net"
-	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
@@ -55,53 +51,6 @@ func (d *Driven) Dial(ctx context.Context, id ID, port uint16) (net.Conn, error)
 		return nil, errs.New(errs.FailedPrecondition, "pod sandbox %s is %s; it must be ready", id, s.State)
 	}
 	return pod.w.dialPort(ctx, port)
-}
-
-// Output is what a command has written, up to a limit, and how it ended.
-type Output struct {
-	Stdout, Stderr []byte
-	Code           int
-	Truncated      bool // more was written than the limit
-}
-
-// Run runs a command to its end. When ctx ends first the command is killed and the error
-// is ctx's. Of each stream at most limit bytes are kept; the rest is read and dropped, so
-// that the command is not held up.
-func (d *Driven) Run(ctx context.Context, id ContainerID, command []string, limit int64) (Output, error) {
-	var out Output
-	s, err := d.Exec(ctx, id, ExecOptions{Command: command})
-	if err != nil {
-		return out, err
-	}
-	defer s.Close()
-	var wg sync.WaitGroup
-	kept := [2]capped{{limit: limit}, {limit: limit}}
-	for i, r := range []io.Reader{s.Stdout, s.Stderr} {
-		wg.Go(func() { io.Copy(&kept[i], r) })
-	}
-	code, _, err := s.Wait(ctx)
-	if err != nil {
-		s.Signal(context.WithoutCancel(ctx), int(unix.SIGKILL))
-		s.Close()
-		wg.Wait()
-		return out, err
-	}
-	s.Drain(wg.Wait)
-	return Output{Stdout: kept[0].b, Stderr: kept[1].b, Code: code, Truncated: kept[0].over || kept[1].over}, nil
-}
-
-// capped keeps the first bytes that are written to it.
-type capped struct {
-	b     []byte
-	limit int64
-	over  bool
-}
-
-func (c *capped) Write(b []byte) (int, error) {
-	room := min(int64(len(b)), c.limit-int64(len(c.b)))
-	c.b = append(c.b, b[:room]...)
-	c.over = c.over || room < int64(len(b))
-	return len(b), nil
 }
 
 // ContainerUsage is what a container's control group counts, and errs.FailedPrecondition

@@ -31,8 +31,8 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	if err != nil {
 		return "", err
 	}
-	if c.Name == "" {
-		return "", errs.New(errs.Invalid, "a container needs metadata with a name")
+	if err := c.check(); err != nil {
+		return "", err
 	}
 	unlock, err := d.locks.Lock(ctx, fmt.Sprintf("container/%s/%s/%d", sandbox, c.Name, c.Attempt))
 	if err != nil {
@@ -483,8 +483,10 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	if err := w.keepProcess(id, oci.Process); err != nil {
 		return err
 	}
-	if st.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(st.LogPath), 0o755); err != nil {
+	log := keeper.LogConfig{Path: st.LogPath}
+	if log.Path != "" {
+		log.Root = pod.rec.Config.LogDir
+		if err := makeLogDir(log.Root, log.Path); err != nil {
 			return err
 		}
 	}
@@ -512,7 +514,7 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	}
 	started, err := d.p.runtime.run(ctx, keeper.Spec{
 		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: w.nsPath(namespace.User) != ""},
-		Cgroup: filepath.Join(w.group(), string(id)), Log: keeper.LogConfig{Path: st.LogPath}, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
+		Cgroup: filepath.Join(w.group(), string(id)), Log: log, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
 		Labels:  map[string]string{"pod": string(pod.rec.ID), "container": conf.Name},
 		Runtime: runtime,
 	})

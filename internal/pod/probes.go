@@ -315,7 +315,7 @@ func (w *worker) execOutput(ctx context.Context, container string, argv []string
 	}()
 	x, err := e.Wait(ctx)
 	if err != nil {
-		e.Signal(context.WithoutCancel(ctx), unix.SIGKILL)
+		e.Kill()
 		return 0, nil, err
 	}
 	// What the command left running may keep the pipe: do not wait for that.

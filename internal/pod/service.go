@@ -2,8 +2,10 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/orlop-io/orlop/internal/platform/keeper"
@@ -34,6 +36,7 @@ type Session struct {
 	wait   func(context.Context) (keeper.Exit, error)
 	resize func(cols, rows uint16) error
 	signal func(context.Context, int) error
+	kill   func() error
 	files  []*os.File
 }
 
@@ -57,6 +60,14 @@ func (s *Session) Signal(ctx context.Context, sig int) error {
 		return nil
 	}
 	return s.signal(ctx, sig)
+}
+
+// Kill ends the process, with what it has started where the kernel can tell.
+func (s *Session) Kill() error {
+	if s.kill == nil {
+		return nil
+	}
+	return s.kill()
 }
 
 // Close lets go of the streams. A process whose terminal is closed gets SIGHUP.
@@ -85,18 +96,61 @@ type DeleteOptions struct {
 	Wait  bool           // until it is gone
 }
 
-// Drain lets what the process has written be read to its end. What the process left
-// running may keep the streams open for ever; that is not waited for.
+// Drain lets what the process has written be read to its end, however slowly. What the
+// process left running may keep the streams open for ever, and write to them: that is not
+// waited for.
 func (s *Session) Drain(read func()) {
-	done := make(chan struct{})
-	go func() { read(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(drainPatience):
-		s.Close()
-		<-done
+	for _, r := range []io.Reader{s.Stdout, s.Stderr} {
+		if o, ok := r.(*processOutput); ok && o.end() {
+			continue
+		}
+		if r != nil { // without deadlines all that can be done is to close it
+			t := time.AfterFunc(drainPatience, func() { s.Close() })
+			defer t.Stop()
+		}
 	}
+	read()
 }
 
-// drainPatience is how long the last output of a process that has ended may take.
-const drainPatience = 300 * time.Millisecond
+const (
+	// drainPatience is how long each piece of the last output of a process may take.
+	drainPatience = 300 * time.Millisecond
+	// drainBytes is more than a pipe holds (pipe(7), pipe-max-size).
+	drainBytes = 2 << 20
+)
+
+// processOutput is the reading end of a process's pipe, which ends soon after the process.
+type processOutput struct {
+	f     *os.File
+	ended atomic.Bool
+	rest  int // what may be read after that
+}
+
+// Read reads. Once the process has ended, each read has its time: one who reads slowly
+// loses nothing.
+func (o *processOutput) Read(b []byte) (int, error) {
+	ended := o.ended.Load()
+	if ended {
+		if o.rest <= 0 {
+			return 0, io.EOF
+		}
+		o.f.SetReadDeadline(time.Now().Add(drainPatience))
+	}
+	n, err := o.f.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = io.EOF
+	}
+	if ended {
+		o.rest -= n
+	}
+	return n, err
+}
+
+// SetReadDeadline bounds the reads from now on.
+func (o *processOutput) SetReadDeadline(t time.Time) error { return o.f.SetReadDeadline(t) }
+
+// end tells that the process has ended. It is false where reading cannot be bounded.
+func (o *processOutput) end() bool {
+	o.ended.Store(true)
+	return o.SetReadDeadline(time.Now().Add(drainPatience)) == nil
+}

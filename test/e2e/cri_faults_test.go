@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -130,17 +131,30 @@ func (c *client) empty(t *testing.T) {
 	}
 }
 
-// Pods come and go by several clients while daemon and keeper are killed again and again.
-// The clients see errors of the moment; afterwards no pod is lost, none is left over, and
-// no name is taken by nobody.
+// Pods come and go by many clients while daemon and keeper are killed again and again: 12
+// at a time and 9 kills by default, as many as ORLOP_TEST_PODS and ORLOP_TEST_KILLS say. The
+// clients see errors of the moment; afterwards no pod is lost, none is left over, no name
+// is taken by nobody, and nothing has leaked.
 func TestCRIChurn(t *testing.T) {
+	clients, kills := number(t, "ORLOP_TEST_PODS", 12), number(t, "ORLOP_TEST_KILLS", 9)
 	n := newNode(t)
 	c := n.cri()
-	const clients, kills = 6, 8
+	const standing = 5 // pods that nobody touches
+	ids := make([]string, standing)
+	pids := make([]int, standing)
+	for i := range ids {
+		pod := c.run(t, c.sandbox())
+		ids[i] = c.start(t, pod, criContainer("standing", "count"))
+		pids[i] = c.pid(t, ids[i])
+	}
+	if err := life(c, c.sandbox(), 0); err != nil { // warms up
+		t.Fatal(err)
+	}
+	before := n.count(t)
 	stop := make(chan struct{})
 	var done atomic.Int64
 	var wg sync.WaitGroup
-	var mu sync.Mutex // of revive
+	var mu sync.Mutex // of n.start
 	next := func() *v1.PodSandboxConfig {
 		mu.Lock()
 		defer mu.Unlock()
@@ -166,26 +180,65 @@ func TestCRIChurn(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range kills {
 		before := done.Load()
-		n.eventually(30*time.Second, func() error {
+		n.eventually(60*time.Second, func() error {
 			if done.Load() < before+2 {
 				return fmt.Errorf("%d lives so far", done.Load())
 			}
 			return nil
 		})
 		time.Sleep(time.Duration(rnd.IntN(50)) * time.Millisecond) // anywhere in a life
-		if i%2 == 0 {
-			mu.Lock()
+		mu.Lock()
+		if i%3 != 0 {
+			if p, err := os.FindProcess(n.keeperPID()); err == nil {
+				p.Kill()
+			}
+		}
+		if i%3 != 1 {
 			n.kill()
 			n.start()
-			mu.Unlock()
-		} else if p, err := os.FindProcess(n.keeperPID()); err == nil {
-			p.Kill()
 		}
+		mu.Unlock()
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d pods lived", done.Load())
+	t.Logf("%d pods lived, %d kills", done.Load(), kills)
+	for i, id := range ids {
+		if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_RUNNING || c.pid(t, id) != pids[i] {
+			t.Errorf("a container that nobody touched is %s, process %d, was %d: %s %s", st.State, c.pid(t, id), pids[i], st.Reason, st.Message)
+		}
+	}
+	after := n.count(t)
+	for _, l := range after.leaks(before) {
+		// A client's life may have just ended, and its last goroutines with it.
+		n.eventually(20*time.Second, func() error {
+			if len(n.count(t).leaks(before)) > 0 {
+				return fmt.Errorf("%s: %v", l, n.count(t).leaks(before))
+			}
+			return nil
+		})
+	}
+	pods, err := c.ListPodSandbox(deadline(t), &v1.ListPodSandboxRequest{})
+	if err != nil || len(pods.Items) != standing {
+		t.Errorf("%d sandboxes, %d are to be there: %v", len(pods.GetItems()), standing, err)
+	}
+	for _, p := range pods.GetItems() {
+		c.remove(t, p.Id)
+	}
 	c.empty(t)
+}
+
+// pid is a container's process.
+func (c *client) pid(t *testing.T, id string) int {
+	t.Helper()
+	r, err := c.ContainerStatus(deadline(t), &v1.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ PID int }
+	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.PID == 0 {
+		t.Errorf("process of container %s: %v in %s", id, err, r.Info["info"])
+	}
+	return info.PID
 }
 
 // life leads one pod from its sandbox to its removal, repeating what fails for the moment.

@@ -330,6 +330,15 @@ func dialIn(netns string) func(context.Context, string, string) (net.Conn, error
 	}
 }
 
+// listenIn listens in a network namespace.
+func listenIn(netns, addr string) (l net.Listener, err error) {
+	err = namespace.Do(netns, func() (err error) {
+		l, err = net.Listen("tcp", addr)
+		return err
+	})
+	return l, err
+}
+
 // eventually waits until ok returns nil.
 func (n *node) eventually(d time.Duration, ok func() error) {
 	n.t.Helper()

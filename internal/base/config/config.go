@@ -76,6 +76,8 @@ type CRI struct {
 	// has a session's address may use it. Port 0 is a free one.
 	Streaming    string       `yaml:"streaming"`
 	StreamingTLS StreamingTLS `yaml:"streamingTLS"`
+	// MaxSessions is how many of them may be open at a time. Each takes about 0.65 MiB.
+	MaxSessions int `yaml:"maxSessions"`
 	// Runtimes are runtime handlers besides default, which is the keeper's own executor: OCI
 	// runtimes by the names that pods ask for them with.
 	Runtimes map[string]Runtime `yaml:"runtimes"`
@@ -235,7 +237,7 @@ func Default() Config {
 		Root:     "/var/lib/orlop",
 		Run:      "/run/orlop",
 		Log:      Log{Level: "info", Format: "text"},
-		CRI:      CRI{Streaming: "127.0.0.1:0", NRI: NRI{Socket: "off", Timeout: 5 * time.Second}},
+		CRI:      CRI{Streaming: "127.0.0.1:0", MaxSessions: 512, NRI: NRI{Socket: "off", Timeout: 5 * time.Second}},
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
 		Tracing:  Tracing{Endpoint: "off", SamplingRatio: 1},
 		Cgroup:   Cgroup{Driver: "auto"},
@@ -390,6 +392,7 @@ func (c *Config) Validate() error {
 			check(other >= name || c.CRI.Runtimes[other].Root != r.Root, "%s.root: %s is that of %s too; each has its own", at, r.Root, other)
 		}
 	}
+	check(c.CRI.MaxSessions >= 1 && c.CRI.MaxSessions <= 100_000, "cri.maxSessions: must be 1 to 100000")
 	for _, d := range c.Pod.CDIDirs {
 		check(filepath.IsAbs(d), "pod.cdiDirs: %q must be an absolute path", d)
 	}

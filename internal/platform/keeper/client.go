@@ -30,6 +30,7 @@ type Client struct {
 	mu      sync.Mutex
 	next    uint64
 	pending map[uint64]chan *wire.Frame
+	waits   map[string]*endWait // by container
 	events  []func(Event)
 	held    *Holdings
 	err     error
@@ -105,7 +106,7 @@ func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "connect to the keeper: %w", err)
 	}
-	c := &Client{conn: wire.NewConn(nc.(*net.UnixConn)), done: make(chan struct{}), pending: make(map[uint64]chan *wire.Frame), held: held}
+	c := &Client{conn: wire.NewConn(nc.(*net.UnixConn)), done: make(chan struct{}), pending: make(map[uint64]chan *wire.Frame), waits: make(map[string]*endWait), held: held}
 	go c.receive()
 	if err := c.call(ctx, "hello", Hello{wire.Version}, nil, &c.hello); err != nil {
 		c.Close()
@@ -200,8 +201,9 @@ func (c *Client) event(f *wire.Frame) {
 	f.CloseFiles()
 }
 
-// request sends a request and returns its answer, whose files are the caller's.
-func (c *Client) request(ctx context.Context, op string, body any, files []*os.File) (_ *wire.Frame, err error) {
+// request sends a request and returns its answer, whose files are the caller's. Where ctx
+// ends first, late, if it is given, gets the answer when it comes.
+func (c *Client) request(ctx context.Context, op string, body any, files []*os.File, late func(*wire.Frame)) (_ *wire.Frame, err error) {
 	ctx, span := trace.Start(ctx, "call keeper "+op)
 	defer span.End(&err)
 	f := &wire.Frame{Op: op, Files: files, Trace: span.Parent().Traceparent}
@@ -251,13 +253,21 @@ func (c *Client) request(ctx context.Context, op string, body any, files []*os.F
 		}
 		return a, nil
 	case <-ctx.Done():
-		forget()
+		if late == nil {
+			forget()
+			return nil, ctx.Err()
+		}
+		go func() { // it ends with the answer, or with the client
+			if a := <-ch; a != nil {
+				late(a)
+			}
+		}()
 		return nil, ctx.Err()
 	}
 }
 
 func (c *Client) call(ctx context.Context, op string, body any, files []*os.File, into any) error {
-	a, err := c.request(ctx, op, body, files)
+	a, err := c.request(ctx, op, body, files, nil)
 	if err != nil {
 		return err
 	}
@@ -324,9 +334,37 @@ func (c *Client) Signal(ctx context.Context, id string, sig unix.Signal, all boo
 	return c.call(ctx, "signal", SignalRequest{id, int(sig), all}, nil, nil)
 }
 
+// endWait is one question after a container's end, for all who wait for it. The keeper
+// answers when the container ends: were each to ask, those that give up would leave the
+// keeper a question each for as long as the container runs.
+type endWait struct {
+	done chan struct{} // closed when the two below are set
+	exit Exit
+	err  error
+}
+
 // Wait returns how the container ended, waiting for it.
-func (c *Client) Wait(ctx context.Context, id string) (e Exit, err error) {
-	return e, c.call(ctx, "wait", IDRequest{id}, nil, &e)
+func (c *Client) Wait(ctx context.Context, id string) (Exit, error) {
+	c.mu.Lock()
+	w := c.waits[id]
+	if w == nil {
+		w = &endWait{done: make(chan struct{})}
+		c.waits[id] = w
+		go func() { // it ends with the container, or with the client
+			w.err = c.call(context.Background(), "wait", IDRequest{id}, nil, &w.exit)
+			c.mu.Lock()
+			delete(c.waits, id)
+			c.mu.Unlock()
+			close(w.done)
+		}()
+	}
+	c.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.exit, w.err
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
 }
 
 // Status returns what is known of the container.
@@ -410,8 +448,10 @@ type Exec struct {
 
 	c       *Client
 	id      uint64
-	pidfd   *os.File
 	started uint64
+
+	using sync.Mutex // of pidfd, whose number is another's once it is closed
+	pidfd *os.File
 
 	ask      sync.Once     // the keeper forgets the process when it has answered: it is asked once
 	answered chan struct{} // made by ask
@@ -419,7 +459,8 @@ type Exec struct {
 	err      error
 }
 
-// Exec runs a process in the container. It outlives this client, and the keeper.
+// Exec runs a process in the container. It outlives this client, and the keeper. Where ctx
+// ends before it has started, it is killed when it has.
 func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error) {
 	r := ExecRequest{ID: id, Process: s.Process}
 	var files []*os.File
@@ -432,8 +473,25 @@ func (c *Client) Exec(ctx context.Context, id string, s ExecSpec) (*Exec, error)
 			r.Streams += f.name
 		}
 	}
-	a, err := c.request(ctx, "exec", r, files)
+	a, err := c.request(ctx, "exec", r, files, func(a *wire.Frame) {
+		if e, err := c.started(a); err == nil {
+			e.Kill()
+			e.Wait(context.Background()) // so that the keeper forgets it
+			if e.Console != nil {
+				e.Console.Close()
+			}
+		}
+	})
 	if err != nil {
+		return nil, err
+	}
+	return c.started(a)
+}
+
+// started is the process that an answer is about.
+func (c *Client) started(a *wire.Frame) (*Exec, error) {
+	if err := a.Failure(); err != nil {
+		a.CloseFiles()
 		return nil, err
 	}
 	var reply ExecReply
@@ -461,7 +519,9 @@ func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
 		e.answered = make(chan struct{})
 		go func() { // it ends with the process, or with the client
 			defer close(e.answered)
-			e.err = e.c.call(context.Background(), "exec-wait", ExecRef{e.id}, nil, &e.exit)
+			if e.err = e.c.call(context.Background(), "exec-wait", ExecRef{e.id}, nil, &e.exit); e.err == nil {
+				e.close() // whether or not anybody still waits
+			}
 		}()
 	})
 	select {
@@ -473,7 +533,7 @@ func (e *Exec) Wait(ctx context.Context) (x Exit, err error) {
 		x, err = e.waitAlone(ctx)
 	}
 	if err == nil || ctx.Err() == nil {
-		e.pidfd.Close()
+		e.close()
 	}
 	return x, err
 }
@@ -502,10 +562,29 @@ func (e *Exec) waitAlone(ctx context.Context) (Exit, error) {
 	return Exit{}, ctx.Err()
 }
 
+func (e *Exec) close() {
+	e.using.Lock()
+	defer e.using.Unlock()
+	e.pidfd.Close()
+}
+
 // Signal sends the process a signal. One that has ended is no error.
 func (e *Exec) Signal(_ context.Context, sig unix.Signal) error {
+	e.using.Lock()
+	defer e.using.Unlock()
 	if err := pidfd.Signal(e.pidfd, sig); err != nil && !errors.Is(err, unix.EBADF) {
 		return fmt.Errorf("signal process %d: %w", e.PID, err)
+	}
+	return nil
+}
+
+// Kill ends the process and, where the kernel can (Linux 6.9), what it has started and left
+// in its process group. One that has ended is no error.
+func (e *Exec) Kill() error {
+	e.using.Lock()
+	defer e.using.Unlock()
+	if err := pidfd.KillGroup(e.pidfd); err != nil && !errors.Is(err, unix.EBADF) {
+		return fmt.Errorf("kill process %d: %w", e.PID, err)
 	}
 	return nil
 }
@@ -541,7 +620,7 @@ func (c *Client) Attach(ctx context.Context, id string, s AttachSpec) error {
 // StdinWriter returns what the container's standard input is written to: a FIFO, or
 // its terminal's master. It is the caller's to close.
 func (c *Client) StdinWriter(ctx context.Context, id string) (*os.File, error) {
-	a, err := c.request(ctx, "stdin", IDRequest{id}, nil)
+	a, err := c.request(ctx, "stdin", IDRequest{id}, nil, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -192,5 +193,63 @@ func TestOOMScore(t *testing.T) {
 		if string(got) != want || string(first) != want {
 			t.Errorf("%s: %q, in the command %q, want %q", id, first, got, want)
 		}
+	}
+}
+
+// A command whose caller gave up while it was being started does not run on, and many who
+// wait for an end and give up leave the keeper nothing.
+func TestGivenUp(t *testing.T) {
+	r := newRig(t)
+	r.run(r.sh("a", "sleep 1000"))
+	procs := func() int {
+		files, _ := filepath.Glob("/sys/fs/cgroup/*" + r.sh("a", "").Cgroup + "/cgroup.procs")
+		for _, f := range files {
+			if raw, err := os.ReadFile(f); err == nil {
+				return len(strings.Fields(string(raw)))
+			}
+		}
+		t.Fatal("the container has no control group")
+		return 0
+	}
+	fds := r.fds()
+	given := 0
+	for i := range 40 {
+		ctx, cancel := context.WithTimeout(r.ctx, time.Duration(i)*200*time.Microsecond)
+		e, err := r.c.Exec(ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "sleep 1000 & wait"}, Cwd: "/", Env: []string{"PATH=/bin"}}})
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			given++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Kill(); err != nil {
+			t.Error(err)
+		}
+		if _, err := e.Wait(r.ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if given == 0 {
+		t.Error("nobody gave up")
+	}
+	for range 100 {
+		ctx, cancel := context.WithTimeout(r.ctx, time.Millisecond)
+		if _, err := r.c.Wait(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		cancel()
+	}
+	for deadline := time.Now().Add(10 * time.Second); procs() != 1 || r.fds() > fds; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d processes in the container; %d descriptors, %d were", procs(), r.fds(), fds)
+		}
+	}
+	if err := r.c.Signal(r.ctx, "a", unix.SIGKILL, true); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := r.c.Wait(r.ctx, "a"); err != nil || x.Code != 137 {
+		t.Errorf("%+v %v", x, err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,27 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/test/proc"
 )
-
-// status reads a field of /proc/PID/status or smaps_rollup, in KiB.
-func kib(t testing.TB, pid int, file, field string) int {
-	t.Helper()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, field+":"); ok {
-			n, err := strconv.Atoi(strings.Fields(rest)[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-	}
-	t.Fatalf("no %s in %s", field, file)
-	return 0
-}
 
 // settled waits until the number stops falling.
 func settled(fn func() int) int {
@@ -84,8 +64,8 @@ func TestFootprint(t *testing.T) {
 	r.spawn()
 	bin = real
 	pid := r.c.PID()
-	rss := func() int { return kib(t, pid, "status", "VmRSS") }
-	pss := func() int { return kib(t, pid, "smaps_rollup", "Pss_Anon") }
+	rss := func() int { return proc.KiB(t, pid, "status", "VmRSS") }
+	pss := func() int { return proc.KiB(t, pid, "smaps_rollup", "Pss_Anon") }
 	r.run(r.sh("warm", "echo x"))
 	r.wait("warm")
 	r.c.Delete(r.ctx, "warm")

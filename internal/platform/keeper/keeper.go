@@ -35,7 +35,10 @@ type Spec struct {
 
 // LogConfig says where a container's output goes, in the CRI log format.
 type LogConfig struct {
-	Path     string // "": nowhere
+	Path string // "": nowhere
+	// Root, where given, is a directory above Path that no symlink between the two leads
+	// out of: others than the daemon may write there.
+	Root     string `json:",omitempty"`
 	MaxBytes int64  // of one file; 0: no rotation
 	MaxFiles int    // the current one included
 }

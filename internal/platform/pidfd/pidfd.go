@@ -195,3 +195,16 @@ func Signal(f *os.File, sig unix.Signal) error {
 	}
 	return nil
 }
+
+// signalGroup is PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h: the process group that the
+// process leads (Linux 6.9).
+const signalGroup = 1 << 2
+
+// KillGroup kills the process and the rest of the group that it leads; where it leads none,
+// or the kernel cannot, the process alone.
+func KillGroup(f *os.File) error {
+	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, signalGroup); err == nil {
+		return nil
+	}
+	return Signal(f, unix.SIGKILL)
+}

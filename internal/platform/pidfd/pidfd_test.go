@@ -2,6 +2,7 @@ package pidfd
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -134,5 +135,54 @@ func TestStartTime(t *testing.T) {
 	}
 	if _, err := StartTime(1 << 29); err == nil {
 		t.Error("a process that does not exist has started: " + strconv.Itoa(1<<29))
+	}
+}
+
+// The group that a process leads ends with it; of one that leads none, the process alone.
+func TestKillGroup(t *testing.T) {
+	for name, leads := range map[string]bool{"leader": true, "member": false} {
+		t.Run(name, func(t *testing.T) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			fd := -1
+			cmd := exec.Command("/bin/sh", "-c", "sleep 100 & echo $!; wait")
+			cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &fd, Setsid: leads}
+			cmd.Stdout = w
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			f := os.NewFile(uintptr(fd), "pidfd")
+			defer f.Close()
+			var child int
+			if _, err := fmt.Fscanln(r, &child); err != nil {
+				t.Fatal(err)
+			}
+			its, err := unix.PidfdOpen(child, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			of := os.NewFile(uintptr(its), "pidfd of the child")
+			defer of.Close()
+			if err := KillGroup(f); err != nil {
+				t.Fatal(err)
+			}
+			if end, err := Reap(f, true); err != nil || end.Signal != 9 {
+				t.Errorf("%+v %v", end, err)
+			}
+			if !leads {
+				if Poll(of)&unix.POLLIN != 0 {
+					t.Error("a process of another's group was killed")
+				}
+				Signal(of, unix.SIGKILL)
+			}
+			ended(t, of, unix.POLLIN)
+			if err := KillGroup(f); err != nil {
+				t.Errorf("one that has ended: %v", err)
+			}
+		})
 	}
 }

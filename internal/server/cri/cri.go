@@ -49,6 +49,8 @@ type Options struct {
 	// of the loopback interface.
 	Streaming    string
 	StreamingTLS StreamingTLS
+	// MaxSessions is how many sessions may be open at a time; more are refused.
+	MaxSessions int
 	// Ready is closed once the daemon has taken stock; until then every request is
 	// unavailable.
 	Ready <-chan struct{}
@@ -56,8 +58,17 @@ type Options struct {
 	Log   *slog.Logger
 }
 
-// maxMessage bounds a request and an answer; kubelet and crictl take 16 MiB.
-const maxMessage = 16 << 20
+const (
+	// maxMessage bounds an answer; kubelet and crictl take 16 MiB.
+	maxMessage = 16 << 20
+	// maxRequest bounds a request. The largest that can succeed are containers with as much
+	// environment as the kernel takes, about two megabytes.
+	maxRequest = 4 << 20
+	// maxHeaders bounds the metadata of one.
+	maxHeaders = 64 << 10
+	// handshakeTime is how long a client may take until it speaks the protocol.
+	handshakeTime = 20 * time.Second
+)
 
 // Server is the CRI's runtime and image service. It is safe for concurrent use.
 type Server struct {
@@ -68,9 +79,11 @@ type Server struct {
 	log       *slog.Logger
 	grpc      *grpc.Server
 	streaming streaming.Server
-	listener  net.Listener // of streaming
-	layers    usageCache
-	cpu       cpuRates
+	listener  net.Listener  // of streaming
+	slots     chan struct{} // of sessions
+	forwarding
+	layers usageCache
+	cpu    cpuRates
 }
 
 // New returns a Server whose streaming address is taken.
@@ -83,7 +96,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxSendMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(handshakeTime),
 		grpc.ChainUnaryInterceptor(s.watchUnary, s.unary), grpc.ChainStreamInterceptor(s.watchStream, s.stream),
 	)
 	v1.RegisterRuntimeServiceServer(s.grpc, s)
@@ -124,14 +137,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			s.log.Error("a request panicked", "method", info.FullMethod, "panic", r)
 			err = encodeError(errs.New(errs.Internal, "%s failed by a fault of the runtime; its log says more", info.FullMethod))
 		}
-		if s.log.Enabled(ctx, slog.LevelDebug) || err != nil {
-			level := slog.LevelDebug
-			if err != nil && errs.KindOf(err) == errs.Internal {
-				level = slog.LevelWarn
-			}
-			s.log.Log(ctx, level, "request", "method", info.FullMethod, "took", time.Since(begin).Round(time.Microsecond), "error", err)
+		level := slog.LevelDebug
+		if err != nil && errs.KindOf(err) == errs.Internal {
+			level = slog.LevelWarn
 		}
 		err = encodeError(err)
+		if s.log.Enabled(ctx, slog.LevelDebug) || err != nil {
+			s.log.Log(ctx, level, "request", "method", info.FullMethod, "took", time.Since(begin).Round(time.Microsecond), "error", err)
+		}
 	}()
 	if err := s.ready(); err != nil {
 		return nil, err

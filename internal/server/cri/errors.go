@@ -3,6 +3,7 @@ package cri
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,10 +38,17 @@ func encodeError(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
+	text := err.Error()
+	if len(text) > maxError { // it repeats what it was asked
+		text = strings.ToValidUTF8(text[:maxError], "") + " …"
+	}
 	var refused *image.Refusal
 	if errors.As(err, &refused) {
 		// Clients know it by the beginning of a message without a code.
-		return status.Error(codes.Unknown, fmt.Sprintf("%s: %s", crierrors.ErrSignatureValidationFailed, err))
+		return status.Error(codes.Unknown, fmt.Sprintf("%s: %s", crierrors.ErrSignatureValidationFailed, text))
 	}
-	return status.Error(grpcCodes[errs.KindOf(err)], err.Error())
+	return status.Error(grpcCodes[errs.KindOf(err)], text)
 }
+
+// maxError bounds the text of an error: the longest path fits.
+const maxError = 4<<10 + 512

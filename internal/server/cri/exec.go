@@ -2,8 +2,10 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"sync"
+	"syscall"
 	"time"
 
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,15 +16,15 @@ import (
 	"github.com/orlop-io/orlop/internal/pod"
 )
 
-// maxOutput is what ExecSync keeps of each stream: both fit one message.
-const maxOutput = maxMessage/2 - 4096
+// maxOutput is what ExecSync keeps of a command's output, which fits one message.
+const maxOutput = maxMessage - 4096
 
 // ExecSync implements the service.
 func (s *Server) ExecSync(ctx context.Context, r *v1.ExecSyncRequest) (*v1.ExecSyncResponse, error) {
 	if r.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(r.Timeout)*time.Second,
-			errs.New(errs.Timeout, "command %q timed out after %d s", r.Cmd, r.Timeout))
+			errs.New(errs.Timeout, "command %.200q timed out after %d s", r.Cmd, r.Timeout))
 		defer cancel()
 	}
 	out, err := s.o.Pods.Run(ctx, pod.ContainerID(r.ContainerId), r.Cmd, maxOutput)
@@ -31,6 +33,11 @@ func (s *Server) ExecSync(ctx context.Context, r *v1.ExecSyncRequest) (*v1.ExecS
 			err = context.Cause(ctx)
 		}
 		return nil, err
+	}
+	defer out.Free()
+	if out.DroppedBytes > 0 {
+		// The protocol has no place to say it but the output itself.
+		out.Stderr = fmt.Appendf(out.Stderr, "\n[%d more bytes of output were dropped: an answer has room for %d, and answers that wait share theirs]\n", out.DroppedBytes, int64(maxOutput))
 	}
 	return &v1.ExecSyncResponse{Stdout: out.Stdout, Stderr: out.Stderr, ExitCode: int32(out.Code)}, nil
 }
@@ -68,7 +75,7 @@ func (s *Server) PortForward(ctx context.Context, r *v1.PortForwardRequest) (*v1
 	if b.State != pod.SandboxReady {
 		return nil, errs.New(errs.FailedPrecondition, "pod sandbox %s is %s; it must be ready", b.ID, b.State)
 	}
-	return s.streaming.GetPortForward(r)
+	return s.offerForward(r)
 }
 
 // sessions joins streams of clients with processes and ports of pods.
@@ -78,7 +85,7 @@ type sessions struct{ s *Server }
 func (r sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, err io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	s, xerr := r.s.o.Pods.Exec(ctx, pod.ContainerID(id), pod.ExecOptions{Command: cmd, TTY: tty, Stdin: in != nil})
 	if xerr != nil {
-		return xerr
+		return unlessGone(ctx, xerr)
 	}
 	return r.join(ctx, s, in, out, err, resize, true)
 }
@@ -87,7 +94,7 @@ func (r sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 func (r sessions) Attach(ctx context.Context, id string, in io.Reader, out, err io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	s, xerr := r.s.o.Pods.Attach(ctx, pod.ContainerID(id), pod.AttachOptions{Stdin: in != nil})
 	if xerr != nil {
-		return xerr
+		return unlessGone(ctx, xerr)
 	}
 	return r.join(ctx, s, in, out, err, resize, false)
 }
@@ -143,12 +150,16 @@ func (r sessions) join(ctx context.Context, s *pod.Session, in io.Reader, out, e
 			return nil
 		case <-read:
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		}
 	}
 	code, _, werr := s.Wait(ctx)
 	if werr != nil {
-		return werr
+		if own && !s.TTY {
+			// A command ends with its client: a terminal hangs up, and this is for the others.
+			s.Signal(context.WithoutCancel(ctx), int(syscall.SIGTERM))
+		}
+		return unlessGone(ctx, werr)
 	}
 	s.Drain(func() { <-read })
 	if own && code != 0 {
@@ -158,11 +169,15 @@ func (r sessions) join(ctx context.Context, s *pod.Session, in io.Reader, out, e
 }
 
 // PortForward implements streaming.Runtime.
-func (r sessions) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+func (r sessions) PortForward(_ context.Context, name string, port int32, stream io.ReadWriteCloser) error {
 	if port < 1 || port > 65535 {
 		return errs.New(errs.Invalid, "port %d is not one of 1 to 65535", port)
 	}
-	conn, err := r.s.o.Pods.Dial(ctx, pod.ID(id), uint16(port))
+	id, ctx, err := r.s.forward(name)
+	if err != nil {
+		return err
+	}
+	conn, err := r.s.o.Pods.Dial(ctx, id, uint16(port))
 	if err != nil {
 		return err
 	}
@@ -176,5 +191,13 @@ func (r sessions) PortForward(ctx context.Context, id string, port int32, stream
 		}
 	}()
 	_, err = io.Copy(stream, conn)
+	return unlessGone(ctx, err)
+}
+
+// unlessGone is the error of a session, if its client is there to be told.
+func unlessGone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	return err
 }

@@ -3,12 +3,9 @@ package cri
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
-	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/klog/v2"
@@ -62,11 +59,13 @@ func (s *Server) listenStreaming() error {
 	}
 	c := streaming.DefaultConfig
 	c.Addr = l.Addr().String()
+	c.StreamCreationTimeout = streamsTime
 	c.BaseURL = &url.URL{Scheme: scheme, Host: c.Addr}
 	if s.streaming, err = streaming.NewServer(c, sessions{s}); err != nil {
 		l.Close()
 		return err
 	}
+	l = connections{l}
 	if scheme == "https" {
 		l = tls.NewListener(l, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			c, err := s.o.StreamingTLS.config()
@@ -77,15 +76,6 @@ func (s *Server) listenStreaming() error {
 		}})
 	}
 	s.listener = l
+	s.slots = make(chan struct{}, s.o.MaxSessions)
 	return nil
-}
-
-func (s *Server) serveStreaming() error {
-	h := &http.Server{Handler: s.streaming, ReadHeaderTimeout: 10 * time.Second}
-	err := h.Serve(s.listener)
-	h.Close()
-	if errors.Is(err, http.ErrServerClosed) {
-		return net.ErrClosed
-	}
-	return err
 }

@@ -3,13 +3,9 @@ package server
 import (
 	"encoding/binary"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// unixStat is what os.FileInfo.Sys returns.
-type unixStat = syscall.Stat_t
 
 // position is what a container's journal holds, a file on tmpfs of 40 bytes, all
 // little-endian: log, inode, stage of stdout, stage of stderr, flags. It is read and

@@ -121,10 +121,12 @@ func (l *criLog) open() error {
 		l.file.Close()
 		l.file = nil
 	}
-	if err := os.MkdirAll(filepath.Dir(l.conf.Path), 0o755); err != nil {
+	place, err := openPlace(&l.conf)
+	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(l.conf.Path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
+	defer place.close()
+	f, err := place.open(filepath.Base(l.conf.Path), os.O_CREATE)
 	if err != nil {
 		return err
 	}
@@ -137,7 +139,7 @@ func (l *criLog) open() error {
 		case st.Ino != l.pos.inode:
 			// New, or the file was moved away by somebody or by us: that one ends where
 			// the journal says.
-			l.cutMoved()
+			l.cutMoved(place)
 			l.pos.log, l.pos.inode = st.Size, st.Ino
 		case st.Size < l.pos.log: // somebody truncated it
 			l.pos.log = st.Size
@@ -158,26 +160,31 @@ func (l *criLog) open() error {
 
 // cutMoved finds the file of the journal under another name beside the log, and cuts off
 // what was written to it and not recorded: those lines come again.
-func (l *criLog) cutMoved() {
+func (l *criLog) cutMoved(place logPlace) {
 	if l.pos.inode == 0 {
 		return
 	}
-	ents, err := os.ReadDir(filepath.Dir(l.conf.Path))
+	names, err := place.names()
 	if err != nil {
 		return
 	}
-	for _, e := range ents {
-		if !strings.HasPrefix(e.Name(), filepath.Base(l.conf.Path)) {
+	for _, name := range names {
+		if !strings.HasPrefix(name, filepath.Base(l.conf.Path)) {
 			continue
 		}
-		fi, err := e.Info()
-		if err != nil || !fi.Mode().IsRegular() || fi.Size() <= l.pos.log {
+		f, err := place.open(name, 0)
+		if err != nil {
 			continue
 		}
-		if st, ok := fi.Sys().(*unixStat); ok && st.Ino == l.pos.inode {
-			if err := os.Truncate(filepath.Join(filepath.Dir(l.conf.Path), e.Name()), l.pos.log); err != nil {
-				l.warn("a log that was moved could not be cut", "path", e.Name(), "error", err)
+		var st unix.Stat_t
+		found := unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Ino == l.pos.inode
+		if found && st.Size > l.pos.log {
+			if err := f.Truncate(l.pos.log); err != nil {
+				l.warn("a log that was moved could not be cut", "path", name, "error", err)
 			}
+		}
+		f.Close()
+		if found {
 			return
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/heap"
 	"github.com/orlop-io/orlop/internal/base/keylock"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
@@ -83,7 +83,7 @@ func Open(o Options) (_ *Server, err error) {
 		o: o, log: o.Log,
 		containers: make(map[string]*container), execs: make(map[uint64]*execProcess),
 		clients: make(map[*client]struct{}), stopping: make(chan struct{}),
-		strays: make(map[int]struct{}), decoded: make(map[string]*specs.LinuxSeccomp), tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory),
+		strays: make(map[int]struct{}), decoded: make(map[string]*specs.LinuxSeccomp), tidy: time.AfterFunc(tidyAfter, heap.Free),
 	}
 	s.orphans = time.AfterFunc(time.Hour, s.adoptOrphans)
 	s.orphans.Stop()

@@ -62,6 +62,26 @@ func main() {
 				fmt.Fprintln(c, "bye")
 			}()
 		}
+	case "hold": // PORT: takes connections, and neither reads nor writes
+		l, err := net.Listen("tcp", "127.0.0.1:"+arg[0])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		var all []net.Conn
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				os.Exit(1)
+			}
+			all = append(all, c)
+		}
+	case "family": // waits for a child that waits
+		p, err := os.StartProcess("/bin/tool", []string{"tool", "sleep"}, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+		if err == nil {
+			_, err = p.Wait()
+		}
+		fmt.Println(err)
 	case "terminal":
 		terminal()
 	case "look": // WHAT…
