@@ -23,8 +23,11 @@ import (
 )
 
 // initEnv is the environment of orlop-init: what Go's runtime would do for a long life is
-// not worth its time in a short one.
-var initEnv = []string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0"}
+// not worth its time in a short one. Collecting garbage would even end it: what returns memory
+// afterwards sleeps by a timer, for which the runtime opens an epoll descriptor; init closes
+// that with all others before it looks the program up, and the monitor thread, which asks it
+// after 10 ms, takes the runtime down.
+var initEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0"}
 
 // launch clones the child, gives it the plan and waits until it is at the gate.
 func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*os.File) (_ *Process, err error) {

@@ -16,7 +16,8 @@ func (s *state) setHome(uid uint64) {
 	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return
 	}
-	var table []byte
+	// In one piece: nothing is collected here.
+	table := make([]byte, 0, min(max(st.Size, 0), 4<<20)+4096)
 	for len(table) < 4<<20 {
 		var buf [4096]byte
 		n, err := unix.Read(fd, buf[:])
