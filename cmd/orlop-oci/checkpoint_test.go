@@ -427,8 +427,8 @@ func (r *rig) interrupted(dir string) {
 		r.t.Fatal(err)
 	}
 	eventually(r.t, "it does not begin", func() (bool, string) {
-		data, err := os.ReadFile(dir + "/restore.log")
-		return strings.Contains(string(data), "Restoring resources"), fmt.Sprint(err)
+		data, _ := os.ReadFile(dir + "/restore.log")
+		return strings.Contains(string(data), "Restoring resources"), lastLines(dir + "/restore.log")
 	})
 	cmd.Process.Signal(unix.SIGTERM)
 	if code := code(r.t, cmd.Wait()); code != 1 {
@@ -545,7 +545,7 @@ func TestCheckpointRunc(t *testing.T) {
 	r.gone()
 	piped(runc, theirRoot, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/ours", r.id)
 	r.counts()
-	piped(runc, theirRoot, "checkpoint", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/theirs", r.id)
+	piped(runc, theirRoot, "checkpoint", "--image-path", dir+"/theirs", r.id)
 	reapOrphans(false)
 	piped(ours, r.root, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/theirs", r.id)
 	r.counts()

@@ -162,11 +162,12 @@ func reapOrphans(all bool) (running []string) {
 	return running
 }
 
-// eventually asks until the answer is yes; the kernel and other processes need their time.
+// eventually asks until the answer is yes; the kernel and other processes need their time, in an
+// emulated machine much of it.
 func eventually(t testing.TB, what string, ask func() (bool, string)) {
 	t.Helper()
 	var last string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		var ok bool
 		if ok, last = ask(); ok {
 			return
