@@ -557,7 +557,8 @@ func TestCheckpointUserNamespace(t *testing.T) {
 	needCRIU(t)
 	r := counterRig(t)
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
-	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace},
+		specs.LinuxNamespace{Type: specs.NetworkNamespace}) // without it /sys is the host's
 	r.spec.Linux.UIDMappings, r.spec.Linux.GIDMappings = ids, ids
 	r.save()
 	if out, err := exec.Command("chown", "-R", "100000:100000", r.bundle+"/rootfs").CombinedOutput(); err != nil {
