@@ -87,7 +87,7 @@ var containerdTable = table{
 	}},
 	{"cri.containerd.discard_unpacked_layers", silent},
 	{"cri.containerd.default_runtime_name", func(_ *carrier, _ []string, s setting) string {
-		return otherThan(s.value, "runc", "Orlop starts containers by its own executor")
+		return otherThan(s.value, "runc", "pods that name no runtime start by Orlop's own executor; others are asked for by a RuntimeClass (cri.runtimes)")
 	}},
 	{"cri.containerd.runtimes.*.options.SystemdCgroup", func(c *carrier, match []string, s setting) string {
 		if match[0] == "runc" {
@@ -100,7 +100,16 @@ var containerdTable = table{
 	}},
 	{"cri.containerd.runtimes.runc.**", silent},
 	{"cri.containerd.runtimes.*.runtime_type", func(_ *carrier, match []string, s setting) string {
-		return fmt.Sprintf("runtime %s (%v) is not carried over: pods start by Orlop's own executor", match[0], s.value)
+		if s.value == "io.containerd.runc.v2" {
+			return "" // its BinaryName says which
+		}
+		return fmt.Sprintf("%v is a shim of containerd's; where %s has an OCI executable (runsc has), name that in cri.runtimes.%s.path", s.value, match[0], match[0])
+	}},
+	{"cri.containerd.runtimes.*.options.BinaryName", func(c *carrier, match []string, s setting) string {
+		if isEmpty(s.value) {
+			return ""
+		}
+		return c.runtime(match[0], s.value)
 	}},
 	{"cri.containerd.runtimes.**", silent}, // its type says it once
 	{"cri.containerd.disable_snapshot_annotations", silent},
@@ -114,12 +123,8 @@ var containerdTable = table{
 	{"cri.stream_server_address", silent}, // with the port
 	{"cri.stream_server_port", streaming("stream_server_address")},
 	{"cri.stream_idle_timeout", silent},
-	{"cri.enable_tls_streaming", func(_ *carrier, _ []string, s setting) string {
-		if s.value == true {
-			return "sessions are served without TLS, on the loopback interface, where kubelet fetches them"
-		}
-		return ""
-	}},
+	{"cri.enable_tls_streaming", streamingTLS([]string{"x509_key_pair_streaming", "tls_cert_file"}, []string{"x509_key_pair_streaming", "tls_key_file"}, nil)},
+	{"cri.x509_key_pair_streaming.*", silent}, // where TLS is turned on
 	{"cri.enable_cdi", silent},
 	{"cri.cdi_spec_dirs", checked("pod.cdiDirs", nil)},
 	{"cri.disable_apparmor", silent}, {"cri.disable_cgroup", silent}, {"cri.disable_hugetlb_controller", silent}, {"cri.tolerate_missing_hugetlb_controller", silent},
@@ -137,13 +142,24 @@ var containerdTable = table{
 	}},
 	{"nri.plugin_path", because("Orlop starts no plugins; start them by a service, they connect to cri.nri.socket")},
 	{"nri.plugin_config_path", silent},
+	{"plugins.io_containerd_tracing.endpoint", func(c *carrier, _ []string, s setting) string {
+		text, _ := s.value.(string)
+		if text == "" {
+			return ""
+		}
+		if !strings.HasPrefix(text, "http") {
+			return "traces go by OTLP over HTTP only; name the collector's URL for that in tracing.endpoint"
+		}
+		return checked("tracing.endpoint", nil)(c, nil, s)
+	}},
+	{"plugins.io_containerd_tracing.**", silent},
 	{"plugins.*.**", silentPlugins},
 }
 
 // silentPlugins are containerd's parts that Orlop has none of, or whose defaults are
 // written into the file by containerd config default.
 func silentPlugins(_ *carrier, match []string, s setting) string {
-	if strings.Contains(match[0], "snapshotter") && !strings.Contains(match[0], "overlayfs") || strings.HasPrefix(match[0], "io.containerd.tracing") {
+	if strings.Contains(match[0], "snapshotter") && !strings.Contains(match[0], "overlayfs") {
 		if isEmpty(s.value) {
 			return ""
 		}
@@ -235,6 +251,39 @@ func streaming(address string) carry {
 	}
 }
 
+// streamingTLS carries over the certificate of sessions' addresses, where TLS is
+// turned on; the keys are those of its files, beside the one that turns it on.
+func streamingTLS(cert, key, ca []string) carry {
+	return func(c *carrier, _ []string, s setting) string {
+		if s.value != true {
+			return ""
+		}
+		values, err := s.doc.Values()
+		if err != nil {
+			return err.Error()
+		}
+		beside := func(path []string) string {
+			if path == nil {
+				return ""
+			}
+			text, _ := lookUp(values, append(slices.Clone(s.path[:len(s.path)-1]), path...)).(string)
+			return text
+		}
+		v := map[string]any{"certFile": beside(cert), "keyFile": beside(key)}
+		if v["certFile"] == "" || v["keyFile"] == "" {
+			return "it makes a certificate for itself, which Orlop does not; name one in cri.streamingTLS"
+		}
+		if f := beside(ca); f != "" {
+			v["clientCAFile"] = f
+		}
+		if err := valid("cri.streamingTLS", v); err != nil {
+			return err.Error()
+		}
+		c.out["cri.streamingTLS"] = v
+		return ""
+	}
+}
+
 func nriSocket(c *carrier, s setting) string {
 	path, _ := s.value.(string)
 	if err := valid("cri.nri.socket", path); err != nil {
@@ -257,6 +306,8 @@ func containerdKey(path []string) []string {
 		return append([]string{"cri"}, rest...)
 	case "io.containerd.nri.v1.nri":
 		return append([]string{"nri"}, rest...)
+	case "io.containerd.tracing.processor.v1.otlp":
+		return append([]string{"plugins", "io_containerd_tracing"}, rest...)
 	}
 	return path
 }

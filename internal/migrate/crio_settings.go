@@ -27,12 +27,7 @@ var crioTable = table{
 		}
 		return streaming("stream_address")(c, m, s)
 	}},
-	{"crio.api.stream_enable_tls", func(_ *carrier, _ []string, s setting) string {
-		if s.value == true {
-			return "sessions are served without TLS, on the loopback interface, where kubelet fetches them"
-		}
-		return ""
-	}},
+	{"crio.api.stream_enable_tls", streamingTLS([]string{"stream_tls_cert"}, []string{"stream_tls_key"}, []string{"stream_tls_ca"})},
 	{"crio.api.**", silent},
 	{"crio.runtime.cgroup_manager", checked("cgroup.driver", nil)},
 	{"crio.runtime.conmon_cgroup", silent}, {"crio.runtime.conmon", silent}, {"crio.runtime.conmon_env", silent},
@@ -44,11 +39,19 @@ var crioTable = table{
 		if s.value == "runc" || s.value == "crun" {
 			return ""
 		}
-		return "Orlop starts containers by its own executor"
+		return "pods that name no runtime start by Orlop's own executor; others are asked for by a RuntimeClass (cri.runtimes)"
 	}},
-	{"crio.runtime.runtimes.runc.**", silent}, {"crio.runtime.runtimes.crun.**", silent},
-	{"crio.runtime.runtimes.*.runtime_path", func(_ *carrier, match []string, s setting) string {
-		return fmt.Sprintf("runtime %s (%v) is not carried over: pods start by Orlop's own executor", match[0], s.value)
+	{"crio.runtime.runtimes.*.runtime_path", func(c *carrier, match []string, s setting) string {
+		if isEmpty(s.value) {
+			return "it is looked for by its name; name its executable in cri.runtimes." + match[0] + ".path"
+		}
+		return c.runtime(match[0], s.value)
+	}},
+	{"crio.runtime.runtimes.*.runtime_type", func(_ *carrier, match []string, s setting) string {
+		if s.value == "oci" || s.value == "" {
+			return ""
+		}
+		return fmt.Sprintf("Orlop drives OCI runtimes by their command line, not of the type %v; take %s out of cri.runtimes", s.value, match[0])
 	}},
 	{"crio.runtime.runtimes.**", silent},
 	{"crio.runtime.seccomp_profile", unlessEmpty("Orlop's default profile is the field's; a pod names another one, in pod.seccompDir, by its security context")},
@@ -107,7 +110,8 @@ var crioTable = table{
 		return checked("metrics.listen", nil)(c, nil, s)
 	}},
 	{"crio.metrics.**", silent},
-	{"crio.tracing.**", unlessEmpty("Orlop has nothing of the kind")},
+	{"crio.tracing.tracing_endpoint", unlessEmpty("it speaks gRPC; name the collector's URL for OTLP over HTTP in tracing.endpoint")},
+	{"crio.tracing.**", silent},
 	{"crio.stats.**", silent},
 	{"crio.nri.enable_nri", func(c *carrier, _ []string, s setting) string {
 		if s.value != true {

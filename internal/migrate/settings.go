@@ -175,6 +175,19 @@ func (c *carrier) mirror(host, address string, insecure bool) string {
 	return ""
 }
 
+// runtime makes the executable a runtime handler of that name.
+func (c *carrier) runtime(name string, path any) string {
+	v := map[string]any{"path": path}
+	if strings.Contains(name, ".") {
+		return fmt.Sprintf("%q cannot be the name of a runtime handler: lower-case letters, digits and dashes", name)
+	}
+	if err := valid("cri.runtimes."+name, v); err != nil {
+		return err.Error()
+	}
+	c.out["cri.runtimes."+name] = v
+	return ""
+}
+
 // stringsOf reads a list of strings.
 func stringsOf(v any) ([]string, bool) {
 	list, ok := v.([]any)
