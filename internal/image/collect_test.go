@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// smallDisk mounts a filesystem of that size in MiB.
-func smallDisk(t testing.TB, mib int) string {
+// smallDisk mounts a filesystem of that size.
+func smallDisk(t testing.TB, size string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=0755", mib)); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755,"+size); err != nil {
 		t.Fatalf("mount a tmpfs (needs root): %v", err)
 	}
 	t.Cleanup(func() {
@@ -44,7 +44,7 @@ func never(digest.Digest) bool { return false }
 
 // TestCollect fills a small filesystem with images until the high mark is passed.
 func TestCollect(t *testing.T) {
-	dir := smallDisk(t, 64)
+	dir := smallDisk(t, "size=64m")
 	var reg imagetest.Registry
 	host := reg.Serve(t)
 	s := open(t, dir, func(c *config.Image) {
@@ -126,9 +126,39 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// TestCollectInodes: a filesystem can be full of small files.
+func TestCollectInodes(t *testing.T) {
+	dir := smallDisk(t, "size=64m,nr_inodes=300")
+	var reg imagetest.Registry
+	host := reg.Serve(t)
+	s := open(t, dir, func(c *config.Image) {
+		c.GC = config.ImageGC{Enabled: true, HighPercent: 70, LowPercent: 50, Interval: time.Second}
+	})
+	var oldest digest.Digest
+	for i := range 2 {
+		var files []imagetest.Entry
+		for n := range 100 {
+			files = append(files, imagetest.File(fmt.Sprintf("f%d-%d", i, n), ""))
+		}
+		name := fmt.Sprintf("app%d", i)
+		reg.Add(name, build(t, layerOf(files...)))
+		img, err := s.Pull(t.Context(), host+"/"+name+":1", PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			oldest = img.ID
+		}
+	}
+	c, err := s.Collect(t.Context(), never)
+	if err != nil || len(c.Images) != 1 || c.Images[0] != oldest || c.Short {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 // TestCollectShort: where nothing may go, it says so, and nothing goes.
 func TestCollectShort(t *testing.T) {
-	dir := smallDisk(t, 32)
+	dir := smallDisk(t, "size=32m")
 	var reg imagetest.Registry
 	reg.Add("app", incompressible(t, 1<<20))
 	host := reg.Serve(t)
