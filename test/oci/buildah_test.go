@@ -83,7 +83,7 @@ func TestBuildah(t *testing.T) {
 			}
 		}
 		os.WriteFile(dir+"/note", []byte("of the context\n"), 0o644)
-		write("FROM "+image, "ENV A=b", "COPY note /note", "RUN cat /note >/both && echo $A >>/both",
+		write("FROM "+image, "ENV A=b", "COPY note /note", "RUN cat /note >/both && echo $A >>/both && busybox chmod 1777 /tmp",
 			`RUN ["/bin/sh", "-c", "id -u >>/both"]`, "USER some", "WORKDIR /home/some", "RUN id -u >/tmp/by-some; pwd >>/tmp/by-some",
 			"RUN --mount=type=tmpfs,target=/scratch touch /scratch/x", `CMD ["/bin/cat", "/both"]`)
 		built(t, "build", "--quiet", "-t", "localhost/made", "-f", file, dir)
