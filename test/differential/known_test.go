@@ -49,6 +49,7 @@ var known = []difference{
 	{cases: "readonly-root", finding: "mount / (2)", kind: design, reason: "The root's own mount is made read-only; runc leaves one over it that nobody sees."},
 	{cases: "update-memory-swap-less", finding: "cgroup memory memory.memsw.limit_in_bytes", kind: design, reason: "Of an update that is refused nothing stays; runc leaves the part that was set."},
 	{cases: "bind-tree*|bind-proc|namespace-only-mount", finding: "mount /mnt|mount /host-proc|mount /sys", kind: design, chance: true, reason: "What the source's mount forbids (nosuid, noexec, nodev) stays forbidden where the options do not say otherwise; runc's remount takes it away. It depends on how the host has mounted its /dev, /proc and /sys."},
+	{cases: "cgroups-path-deep", finding: "cgroup *", kind: design, v2: true, reason: "A group is handed the controllers that limits and statistics of containers need (cpu, io, memory, pids), others where a limit asks; runc hands down all."},
 	{cases: "masked-twice", finding: "mount /etc (2)", kind: design, reason: "A path that is listed twice is masked twice."},
 
 	{cases: "capabilities-absent", finding: "*", kind: spec, reason: "Who asks for no capabilities gets none; runc leaves all that it has."},
@@ -86,7 +87,7 @@ var known = []difference{
 	{cases: "update-block-weight-bad", finding: "update 0|cgroup blkio *", kind: strict, reason: "A weight that the specification does not have is refused, although the scheduler would take it."},
 	{cases: "resources-block-weight-bad", finding: ended, kind: strict, reason: "A weight that cannot be set is not ignored."},
 	{cases: "resources-memory-swappiness", finding: ended, kind: strict, v2: true, reason: "cgroup v2 has no swappiness; runc ignores what was asked for."},
-	{cases: "resources-memory-kernel-tcp|resources-memory-swappiness-bad|resources-memory-oom-off|resources-cpu-realtime|resources-block-leaf-weight|resources-block-weight-device", finding: ended, kind: strict, v2: true,
+	{cases: "resources-memory-kernel-tcp|resources-memory-swappiness-bad|resources-memory-oom-off|resources-cpu-realtime|resources-block-leaf-weight|resources-block-weight-device|resources-network-*", finding: ended, kind: strict, v2: true,
 		reason: "cgroup v2, or its kernel, has no such value; runc ignores what was asked for."},
 	{cases: "seccomp-listener-without-notify", finding: ended, kind: strict, reason: "A listener that will be told of nothing is a mistake."},
 	{cases: "device-on-file", finding: ended, kind: strict, reason: "A file of the image is not taken for the device."},
