@@ -123,11 +123,16 @@ func (o oci) mount(c *container, r executor.Rootfs) (string, error) {
 	return at, overlay.Attach(f, at)
 }
 
+// ociVersion is what the bundle says that it follows: runtimes refuse what they do not know by
+// number (crun 1.8 whatever is not 1.0), and fields that are newer pass or are asked for before.
+const ociVersion = "1.0.2"
+
 // writeConfig makes the bundle's specification: what we were given, with what is left out
 // of that because our own executor has it from elsewhere, and without what this
 // machine does not let anybody have, which our executor leaves out as well.
 func (o oci) writeConfig(c *container, spec *keeper.MakeRequest, root string) error {
 	s := *spec.OCI
+	s.Version = ociVersion
 	s.Root = &specs.Root{Path: root, Readonly: spec.OCI.Root != nil && spec.OCI.Root.Readonly}
 	linux := specs.Linux{}
 	if s.Linux != nil {
