@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -315,7 +314,6 @@ func TestRestoreDamaged(t *testing.T) {
 		b[len(b)/2] ^= 1
 		return b
 	}
-	var manifest []byte
 	for _, tt := range []struct {
 		file   string
 		damage func([]byte) []byte
@@ -328,10 +326,8 @@ func TestRestoreDamaged(t *testing.T) {
 		{"core-1.img", nil, "not whole"},
 		// Nobody knows of it but CRIU.
 		{"core-1.img", half, "CRIU: restore failed"},
-		{"pages-1.img", half, ""},
 	} {
 		if strings.HasPrefix(tt.words, "CRIU") {
-			manifest, _ = os.ReadFile(dir + "/orlop.json")
 			os.Remove(dir + "/orlop.json")
 		}
 		file := dir + "/" + tt.file
@@ -345,34 +341,12 @@ func TestRestoreDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if tt.words != "" {
-			r.fails(tt.words, "restore", "-d", "--image-path", dir, r.id)
-		} else {
-			r.interrupted(dir)
-		}
+		r.fails(tt.words, "restore", "-d", "--image-path", dir, r.id)
 		r.gone()
 		if err := os.WriteFile(file, whole, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(dir+"/orlop.json", manifest, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	// And when it is whole again it can be restored, in the foreground.
-	cmd := r.command("restore", "--image-path", dir, r.id)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "it is not restored", func() (bool, string) {
-		res := r.run("state", r.id)
-		return strings.Contains(res.out, `"running"`), res.out + res.err
-	})
-	r.counts()
-	r.ok("kill", r.id, "KILL")
-	if code := code(t, cmd.Wait()); code != 128+9 {
-		t.Errorf("exit code %d", code)
-	}
-	r.gone()
 }
 
 // A terminal's master is outside: whoever restores gets one, and the program has its terminal as before.
@@ -416,24 +390,6 @@ func TestCheckpointTerminal(t *testing.T) {
 	asks(second, "two")
 	r.counts()
 	r.kill()
-}
-
-// interrupted interrupts a restore from images of which CRIU waits for the rest.
-func (r *rig) interrupted(dir string) {
-	r.t.Helper()
-	os.Remove(dir + "/restore.log")
-	cmd := r.command("restore", "--image-path", dir, r.id)
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	eventually(r.t, "it does not begin", func() (bool, string) {
-		data, _ := os.ReadFile(dir + "/restore.log")
-		return strings.Contains(string(data), "Restoring resources"), lastLines(dir + "/restore.log")
-	})
-	cmd.Process.Signal(unix.SIGTERM)
-	if code := code(r.t, cmd.Wait()); code != 1 {
-		r.t.Errorf("exit code %d", code)
-	}
 }
 
 // What is outside of a container is not saved, and is what it is then: bind mounts, with what is
@@ -509,80 +465,6 @@ func TestCheckpointOutside(t *testing.T) {
 	r.kill()
 }
 
-// What one runtime has saved the other restores: the images have the same names for what is outside.
-func TestCheckpointRunc(t *testing.T) {
-	needCRIU(t)
-	r := counterRig(t)
-	dir := t.TempDir()
-	piped := func(binary, root string, args ...string) {
-		t.Helper()
-		in, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, errs, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { w.Close(); out.Close() })
-		r.binary = binary
-		cmd := r.command(args...)
-		r.binary = built + "/orlop-oci"
-		cmd.Args[2] = root
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, errs, errs
-		err = cmd.Run()
-		in.Close()
-		errs.Close()
-		if err != nil {
-			t.Fatalf("%v: %v: %s", cmd.Args, err, all(out))
-		}
-	}
-	ours, runc := built+"/orlop-oci", "runc"
-	theirRoot := t.TempDir()
-	piped(ours, r.root, "run", "-d", r.id)
-	r.counts()
-	piped(ours, r.root, "checkpoint", "--image-path", dir+"/ours", r.id)
-	r.gone()
-	piped(runc, theirRoot, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/ours", r.id)
-	r.counts()
-	piped(runc, theirRoot, "checkpoint", "--image-path", dir+"/theirs", r.id)
-	reapOrphans(false)
-	piped(ours, r.root, "restore", "-d", "--manage-cgroups-mode", "ignore", "--image-path", dir+"/theirs", r.id)
-	r.counts()
-	r.kill()
-}
-
-// A user namespace is restored with its mappings, and devices that are bound into it.
-func TestCheckpointUserNamespace(t *testing.T) {
-	needCRIU(t)
-	r := counterRig(t)
-	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
-	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace},
-		specs.LinuxNamespace{Type: specs.NetworkNamespace}) // without it /sys is the host's
-	r.spec.Linux.UIDMappings, r.spec.Linux.GIDMappings = ids, ids
-	r.save()
-	if out, err := exec.Command("chown", "-R", "100000:100000", r.bundle+"/rootfs").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for p := r.bundle; p != "/"; p = filepath.Dir(p) {
-		if st, err := os.Stat(p); err == nil && st.Mode().Perm()&1 == 0 {
-			os.Chmod(p, st.Mode().Perm()|0o111)
-		}
-	}
-	dir := t.TempDir()
-	r.ok("run", "-d", r.id)
-	r.counts()
-	r.ok("checkpoint", "--image-path", dir, r.id)
-	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
-		t.Fatalf("%+v\n%s", res, lastLines(dir+"/restore.log"))
-	}
-	r.counts()
-	if out := r.ok("exec", r.id, "cat", "/proc/self/uid_map"); strings.Join(strings.Fields(out), " ") != "0 100000 65536" {
-		t.Errorf("uid_map %q", out)
-	}
-	r.kill()
-}
-
 // netns makes a network namespace that has a name.
 func netns(t *testing.T) string {
 	t.Helper()
@@ -596,39 +478,4 @@ func netns(t *testing.T) string {
 		}
 	})
 	return "/run/netns/" + name
-}
-
-// A restore whose maker is killed leaves a container that has ended or one that runs, and a delete
-// takes either away; a checkpoint that is killed when all is saved has ended its container.
-func TestCheckpointFaults(t *testing.T) {
-	needCRIU(t)
-	r := counterRig(t)
-	dir := t.TempDir()
-	killed := func(point string, args ...string) {
-		t.Helper()
-		r.binary = built + "/orlop-oci-faults"
-		cmd := r.command(args...)
-		r.binary = built + "/orlop-oci"
-		cmd.Env = append(cmd.Env, "ORLOP_FAULT="+point)
-		e, ok := cmd.Run().(*exec.ExitError)
-		if !ok || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-			t.Fatalf("%s: it was not killed: %v", point, e)
-		}
-	}
-	r.ok("run", "-d", r.id)
-	r.counts()
-	killed("container.checkpoint.saved", "checkpoint", "--image-path", dir, r.id)
-	r.reaches("stopped")
-	r.ok("delete", r.id)
-	for _, point := range []string{"container.create.intent-recorded", "container.create.cgroup-made", "container.restore.process-recorded"} {
-		killed(point, "restore", "-d", "--image-path", dir, r.id)
-		r.reaches("stopped")
-		r.ok("delete", r.id)
-		r.gone()
-	}
-	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
-		t.Fatalf("%+v", res)
-	}
-	r.counts()
-	r.kill()
 }
