@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"hash/crc64"
 	"io"
 	"io/fs"
 	"os"
@@ -25,7 +25,7 @@ type manifest struct {
 
 type manifestFile struct {
 	SizeBytes int64  `json:"size"`
-	CRC32C    uint32 `json:"crc32c"`
+	CRC64     uint64 `json:"crc64,string"`
 }
 
 const (
@@ -65,9 +65,9 @@ func sum(file string) (manifestFile, error) {
 		return manifestFile{}, err
 	}
 	defer f.Close()
-	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	h := crc64.New(crc64.MakeTable(crc64.ECMA))
 	n, err := io.Copy(h, f)
-	return manifestFile{n, h.Sum32()}, err
+	return manifestFile{n, h.Sum64()}, err
 }
 
 // checkImages reads a directory's manifest and compares the files with it: errs.Corrupt.
