@@ -19,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/test/proc"
 	"github.com/orlop-io/orlop/test/programs"
 )
 
@@ -30,6 +31,10 @@ var cgroupName = fmt.Sprintf("orlop-oci-test-%d", os.Getpid())
 func TestMain(m *testing.M) {
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "these tests need root: they make containers")
+		os.Exit(1)
+	}
+	if err := proc.HeedSignals(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	dir, remove, err := programs.Build(

@@ -271,8 +271,8 @@ func (c *container) start(ctx context.Context) (keeper.Started, error) {
 func (c *container) startFailed(gate process, err error) {
 	c.mu.Lock()
 	c.gate, c.starting = nil, false
-	f := c.pidfd
 	c.mu.Unlock()
+	f := gate.PIDFD() // not ours, which whoever sees the end meanwhile closes
 	x := keeper.Exit{Code: 128, Known: true, At: time.Now()}
 	if f != nil {
 		// One that somebody killed at the gate has not been reaped by the executor.
