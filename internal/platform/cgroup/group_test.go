@@ -159,6 +159,7 @@ func TestRefusedCreateLeavesNothing(t *testing.T) {
 		}{
 			"value":      {&specs.LinuxResources{CPU: &specs.LinuxCPU{Period: to(uint64(1)), Quota: to(int64(1))}}, errs.Invalid, "cpu."},
 			"pids":       {&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(1 << 40))}}, errs.Invalid, "pids.max"},
+			"tiny":       {&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(1000))}}, errs.Invalid, "memory.limit 1000"},
 			"swap":       {&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(int64(8 << 20)), Swap: to(int64(4 << 20))}}, errs.Invalid, "memory.swap"},
 			"cpuset":     {&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}}, errs.Invalid, "cpuset.cpus"},
 			"rdma":       {&specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"no such": {}}}, errs.Unsupported, "rdma"},

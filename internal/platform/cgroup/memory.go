@@ -14,12 +14,18 @@ func wantsMemory(r *specs.LinuxMemory) bool {
 		r.Swappiness != nil || r.DisableOOMKiller != nil
 }
 
+// leastMemory is what a process needs to be executed, in bytes, most of it the kernel's for
+// it. Below, the kernel ends whoever joins the group at any system call, without a word.
+const leastMemory = 256 << 10
+
 // planMemory follows the runtime specification: 0 means not given, -1 no limit, swap
 // counts memory and swap together. The kernel memory limit (deprecated there, gone from
 // the kernel since 5.16) and useHierarchy (always so) are left alone.
 func planMemory(p planner, r *specs.LinuxMemory) error {
 	limit, swap := value(r.Limit), value(r.Swap)
 	switch {
+	case limit > 0 && limit < leastMemory:
+		return errs.New(errs.Invalid, "memory.limit %d is in bytes, and no process can begin in less than %d of them", limit, leastMemory)
 	case limit > 0 && swap > 0 && swap < limit:
 		return errs.New(errs.Invalid, "memory.swap %d is memory and swap together and must not be below memory.limit %d", swap, limit)
 	case limit < -1 || swap < -1:
