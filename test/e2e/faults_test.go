@@ -89,6 +89,7 @@ func TestEveryFaultPointIsDriven(t *testing.T) {
 	drivers := []driver{
 		{"pod.", "internal/pod", []string{bin + "/orlop", "daemon", "--faults"}, ""},
 		{"keeper.", "internal/platform/keeper", []string{bin + "/orlop-keeper", "-faults"}, ""},
+		{"runtime.", "internal/platform/keeper", []string{bin + "/orlop-keeper", "-faults"}, ""},
 		{"image.", "internal/image", crash("../../internal/image/testdata/crash"), ""},
 		{"network.", "internal/network", crash("../../internal/network/crash"), ""},
 		{"volume.", "internal/volume", crash("../../internal/volume/crash"), ""},

@@ -99,7 +99,7 @@ func TestTracing(t *testing.T) {
 		service + "StartContainer > image layers", run + " > keeper streams", run + " > keeper cgroup",
 		run + " > executor plan", run + " > executor clone", run + " > executor set-up", run + " > executor execve",
 		service + "ExecSync > call keeper exec > keeper exec > executor clone", service + "ExecSync > wait for process",
-		service + "StopPodSandbox > call keeper wait > keeper wait", service + "StopPodSandbox > network detach",
+		service + "StopPodSandbox > call keeper signal > keeper signal", service + "StopPodSandbox > network detach",
 	}
 	var list []tracetest.Span
 	got := make(map[string]tracetest.Span)
