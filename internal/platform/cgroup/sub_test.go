@@ -45,7 +45,7 @@ func TestSub(t *testing.T) {
 			{"two", paths{"memory": "a", "pids": "d"}, paths{"memory": "/a", "pids": "/d"}, nil},
 		}
 		if h.layout.Mode == V2 { // one hierarchy: a path of a controller is that of all
-			cases[len(cases)-2].want = paths{"": "/a"}
+			cases[len(cases)-2].paths, cases[len(cases)-2].want = paths{"memory": "d"}, paths{"": "/d"}
 			cases[len(cases)-1].want, cases[len(cases)-1].kind = nil, errs.Invalid
 			cases = cases[2:] // no process may be in a group that hands controllers down
 		}
