@@ -151,6 +151,12 @@ spec:
   terminationGracePeriodSeconds: 0
   containers: [{name: main, image: 'localhost/tool:1', args: [sleep]}]
 `)
+	n.eventually(20*time.Second, func() error {
+		if p := n.pod("applied"); len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].State.Running == nil {
+			return fmt.Errorf("it is %s", p.Status.Phase)
+		}
+		return nil
+	})
 	n.orlop("delete", "pod", "applied")
 	paths := func() map[string]int {
 		all := collector.Spans()
