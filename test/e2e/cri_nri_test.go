@@ -130,7 +130,7 @@ func (p *plugin) connect(t *testing.T, n *node, name string) {
 // up the node.
 func TestCRIPlugins(t *testing.T) {
 	n := newNode(t)
-	n.configure(fmt.Sprintf("cri: {nri: {socket: %s/nri.sock, timeout: 1s}}\n", n.run))
+	n.configure(fmt.Sprintf("cri: {nri: {socket: %s/nri.sock, timeout: 3s}}\n", n.run))
 	c := n.cri()
 	early := c.run(t, c.sandbox())
 	running := c.start(t, early, criContainer("running", "sleep"))

@@ -95,7 +95,7 @@ func (c *container) finish(x keeper.Exit) {
 	}
 	group, shares, oomBase := c.group, c.rec.SharesPID, c.oomBase
 	c.mu.Unlock()
-	if x.Known && c.recovered && c.neverBegan(x.Code) {
+	if c.recovered && (x.Known && c.neverBegan(x.Code) || !x.Known && c.unanswered()) {
 		c.s.log.Info("a container that was never started is removed", "container", c.id)
 		c.s.discard(c)
 		return
@@ -147,7 +147,14 @@ func (c *container) ended(x keeper.Exit) bool {
 // neverBegan tells of a container that a keeper meant to start and was killed before it
 // had: its init found the gate gone.
 func (c *container) neverBegan(code int) bool {
-	return c.rec.Runtime == nil && c.out.log != nil && !c.out.log.pos.begun && code == plan.GateLost
+	return c.unanswered() && code == plan.GateLost
+}
+
+// unanswered tells of a container whose start nobody was told of: its keeper was killed
+// before it had recorded that the program was executed. If how it ended is not known either,
+// it counts as not started, and who asked for it asks again.
+func (c *container) unanswered() bool {
+	return c.rec.Runtime == nil && c.out.log != nil && !c.out.log.pos.begun
 }
 
 // begun records that the program was executed.

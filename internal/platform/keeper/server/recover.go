@@ -93,6 +93,12 @@ func (s *Server) recoverOne(c *container) error {
 		c.warn("a container goes on without its log", "error", err)
 	}
 	if c.pidfd, err = pidfd.Open(st.PID, c.rec.PIDStart); err != nil {
+		if c.unanswered() {
+			s.log.Info("a container whose start was never answered, and that has ended, is removed", "container", c.id)
+			c.pidfd = nil
+			s.discard(c)
+			return nil
+		}
 		// It ended while no keeper lived. The daemon may hold a pidfd that knows how.
 		s.log.Info("a container ended while no keeper lived", "container", c.id)
 		c.pidfd, c.unknown = nil, true
