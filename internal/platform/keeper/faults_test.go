@@ -51,35 +51,11 @@ func killedAt(t *testing.T, point string, count int) {
 	s := r.sh("a", fmt.Sprintf("cat >/dev/null; p=%s; i=0; while [ $i -lt 4000 ]; do echo line $i $p; i=$((i+1)); done; exit 3", pad))
 	s.Log.MaxBytes, s.Log.MaxFiles = 30_000, 99
 	s.Stdin, s.StdinOnce = true, true
-	// A client that asks again until it is done, as the daemon does.
-	retry := func(what string, fn func() error) {
-		t.Helper()
-		for try := 0; ; try++ {
-			err := fn()
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, errs.Unavailable) || try > 3 {
-				t.Fatalf("%s: %v\n%s", what, err, r.keeperLog())
-			}
-			<-r.c.Done()
-			r.spawn()
-		}
-	}
+	retry := r.retry
 	retry("create", func() error { return r.c.Create(r.ctx, s) })
 	// A container at the gate goes with its keeper: Run makes it again.
 	retry("run", func() error { _, err := r.c.Run(r.ctx, s); return err })
-	retry("exec", func() error {
-		e, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "exit 4"}, Cwd: "/"}})
-		if err != nil {
-			return err
-		}
-		x, err := e.Wait(r.ctx)
-		if err == nil && !r.ended(x, 4) {
-			t.Errorf("exec: %+v", x)
-		}
-		return err
-	})
+	retry("exec", r.execEnds)
 	retry("pause", func() error { return r.c.Pause(r.ctx, "a") })
 	retry("resume", func() error { return r.c.Resume(r.ctx, "a") })
 	if strings.HasPrefix(point, "keeper.upgrade") {
@@ -118,4 +94,34 @@ func killedAt(t *testing.T, point string, count int) {
 	if _, err := os.Stat(once); err != nil {
 		t.Errorf("nothing passed the point")
 	}
+}
+
+// retry asks again until it is done, as the daemon does, of the keeper that follows one
+// that was killed.
+func (r *rig) retry(what string, fn func() error) {
+	r.t.Helper()
+	for try := 0; ; try++ {
+		err := fn()
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, errs.Unavailable) || try > 3 {
+			r.t.Fatalf("%s: %v\n%s", what, err, r.keeperLog())
+		}
+		<-r.c.Done()
+		r.spawn()
+	}
+}
+
+// execEnds runs a command in container a and checks how it ends.
+func (r *rig) execEnds() error {
+	e, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "exit 4"}, Cwd: "/"}})
+	if err != nil {
+		return err
+	}
+	x, err := e.Wait(r.ctx)
+	if err == nil && !r.ended(x, 4) {
+		r.t.Errorf("exec: %+v", x)
+	}
+	return err
 }

@@ -422,33 +422,10 @@ func runtimeKilledAt(t *testing.T, point string) {
 	rt := r.runtime(programOf(t, "orlop-oci"))
 	s := r.by(rt, "a", "cat >/dev/null; i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i+1)); done; exit 3")
 	s.Stdin, s.StdinOnce = true, true
-	retry := func(what string, fn func() error) {
-		t.Helper()
-		for try := 0; ; try++ {
-			err := fn()
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, errs.Unavailable) || try > 3 {
-				t.Fatalf("%s: %v\n%s", what, err, r.keeperLog())
-			}
-			<-r.c.Done()
-			r.spawn()
-		}
-	}
+	retry := r.retry
 	retry("create", func() error { return r.c.Create(r.ctx, s) })
 	retry("run", func() error { _, err := r.c.Run(r.ctx, s); return err })
-	retry("exec", func() error {
-		e, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "exit 4"}, Cwd: "/"}})
-		if err != nil {
-			return err
-		}
-		x, err := e.Wait(r.ctx)
-		if err == nil && !r.ended(x, 4) {
-			t.Errorf("exec: %+v", x)
-		}
-		return err
-	})
+	retry("exec", r.execEnds)
 	retry("pause", func() error { return r.c.Pause(r.ctx, "a") })
 	retry("resume", func() error { return r.c.Resume(r.ctx, "a") })
 	retry("stdin", func() error {
