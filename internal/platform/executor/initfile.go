@@ -90,7 +90,7 @@ var beside = [...]string{"/run", "/dev"}
 // cannot be, for whatever reason: on kernels before 6.7, without the privileges, in a user
 // namespace, on an overlay that is upon another.
 func readOnly(path string) *os.File {
-	if inUserNS() || !overlay.TakesLayers() {
+	if inUserNS() {
 		return nil
 	}
 	path, err := filepath.EvalSymlinks(path)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -61,15 +62,26 @@ type Layers struct {
 // Files copied up keep their data with them (no metacopy, no redirect), so that
 // the upper directory is a layer like any other afterwards.
 func Mount(l Layers) (*os.File, error) {
-	mount := mountByFsconfig
-	if !TakesLayers() {
-		mount = mountInNamespace
-	}
-	f, err := mount(l)
+	f, err := way(l)(l)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(l.Lower), err)
 	}
 	return f, nil
+}
+
+// way chooses how: by a file system context where the kernel and the names' lengths allow it.
+func way(l Layers) func(Layers) (*os.File, error) {
+	fit := func(names ...string) bool {
+		return !slices.ContainsFunc(names, func(s string) bool { return len(s) >= maxOption })
+	}
+	one := lowerdir(l.Lower)
+	switch {
+	case TakesLayers() && fit(l.Upper, l.Work) && fit(l.Lower...):
+		return mountByFsconfig
+	case !TakesLayers() && l.Upper == "" && fit(one) && !strings.Contains(one, ","):
+		return mountByOneOption
+	}
+	return mountInNamespace
 }
 
 // TakesLayers tells whether the kernel takes lower directories one by one (lowerdir+, Linux
@@ -89,6 +101,33 @@ var TakesLayers = sync.OnceValue(func() bool {
 var fixed = [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}}
 
 func mountByFsconfig(l Layers) (*os.File, error) {
+	var options [][2]string
+	for _, d := range l.Lower {
+		options = append(options, [2]string{"lowerdir+", d})
+	}
+	return mountDetached(l, options)
+}
+
+// maxOption is the most bytes that fsconfig(2) takes as a string.
+const maxOption = 256
+
+// mountByOneOption is the way for short names on kernels that do not take layers one by one. It is
+// for what is read-only: the rest waits for the complaint about an option to fall back on.
+func mountByOneOption(l Layers) (*os.File, error) {
+	return mountDetached(l, [][2]string{{"lowerdir", lowerdir(l.Lower)}})
+}
+
+var escape = strings.NewReplacer(`\`, `\\`, `:`, `\:`)
+
+func lowerdir(dirs []string) string {
+	var all []string
+	for _, d := range dirs {
+		all = append(all, escape.Replace(d))
+	}
+	return strings.Join(all, ":")
+}
+
+func mountDetached(l Layers, options [][2]string) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -99,14 +138,10 @@ func mountByFsconfig(l Layers) (*os.File, error) {
 			err = unix.FsconfigSetString(fs, k, v)
 		}
 	}
-	for _, d := range l.Lower {
-		set("lowerdir+", d)
-	}
 	if l.Upper != "" {
-		set("upperdir", l.Upper)
-		set("workdir", l.Work)
+		options = append(options, [2]string{"upperdir", l.Upper}, [2]string{"workdir", l.Work})
 	}
-	for _, o := range fixed {
+	for _, o := range append(options, fixed[:]...) {
 		set(o[0], o[1])
 	}
 	if err == nil && l.Volatile && l.Upper != "" {
@@ -128,9 +163,6 @@ func mountByFsconfig(l Layers) (*os.File, error) {
 // mountInNamespace mounts by mount(2) in a mount namespace of a thread that is
 // thrown away, and takes a detached copy of the mount out of it.
 func mountInNamespace(l Layers) (*os.File, error) {
-	if l.Upper == "" {
-		return nil, errs.New(errs.Unsupported, "this kernel mounts no read-only overlay without a place")
-	}
 	type result struct {
 		fd  int
 		err error
@@ -148,13 +180,16 @@ func mountInNamespace(l Layers) (*os.File, error) {
 			if err != nil {
 				return -1, err
 			}
-			// The work directory's parent is made by the caller for this one mount.
-			at := filepath.Join(filepath.Dir(l.Work), "merged")
-			if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
-				return -1, err
+			at := l.Lower[0] // covered in this namespace only
+			if l.Upper != "" {
+				// The work directory's parent is made by the caller for this one mount.
+				at = filepath.Join(filepath.Dir(l.Work), "merged")
+				if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
+					return -1, err
+				}
 			}
 			err = unix.EINVAL
-			if l.Volatile {
+			if l.Volatile && l.Upper != "" {
 				err = unix.Mount("overlay", at, "overlay", 0, data+",volatile")
 			}
 			if err == unix.EINVAL {
@@ -207,7 +242,10 @@ func mountData(l Layers) (string, error) {
 	if err := unix.Chdir(parent); err != nil {
 		return "", err
 	}
-	data := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + esc.Replace(l.Upper) + ",workdir=" + esc.Replace(l.Work)
+	data := "lowerdir=" + strings.Join(lower, ":")
+	if l.Upper != "" {
+		data += ",upperdir=" + esc.Replace(l.Upper) + ",workdir=" + esc.Replace(l.Work)
+	}
 	for _, o := range fixed {
 		data += "," + o[0] + "=" + o[1]
 	}

@@ -3,6 +3,7 @@ package overlay
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -94,5 +95,52 @@ func TestMount(t *testing.T) {
 				t.Error("the mount is in the mount table")
 			}
 		})
+	}
+}
+
+// TestReadOnly: layers are shown merged where there is no upper one, by every way, without
+// a place in the tree, and cannot be made writable; names that are long or have a comma or a
+// colon take another way and are shown all the same.
+func TestReadOnly(t *testing.T) {
+	ways := map[string]func(Layers) (*os.File, error){"fsconfig": mountByFsconfig, "one option": mountByOneOption, "namespace": mountInNamespace, "as it can be": Mount}
+	if !TakesLayers() {
+		delete(ways, "fsconfig")
+	}
+	for name, mount := range ways {
+		for _, dir := range []string{"plain", "co:lon", `back\slash`, "com,ma", strings.Repeat("long", 50)} {
+			if long := len(dir) > 100; name == "one option" && (long || dir == "com,ma") || name == "fsconfig" && long {
+				continue // Mount does not take that way then
+			}
+			t.Run(name+"/"+dir, func(t *testing.T) {
+				root := filepath.Join(t.TempDir(), dir)
+				l := Layers{Lower: []string{root + "/top", root + "/bottom"}}
+				for _, d := range l.Lower {
+					if err := os.MkdirAll(d, 0o755); err != nil {
+						t.Fatal(err)
+					}
+					for _, f := range []string{"both", "only in " + filepath.Base(d)} {
+						if err := os.WriteFile(filepath.Join(d, f), []byte(d), 0o644); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				m, err := mount(l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				for f, want := range map[string]string{"both": l.Lower[0], "only in top": l.Lower[0], "only in bottom": l.Lower[1]} {
+					if b, err := os.ReadFile(filepath.Join("/proc/self/fd", strconv.Itoa(int(m.Fd())), f)); err != nil || string(b) != want {
+						t.Errorf("%s: %q, %v, want %q", f, b, err, want)
+					}
+				}
+				if err := unix.Mkdirat(int(m.Fd()), "new", 0o755); err != unix.EROFS {
+					t.Errorf("mkdir: %v, want EROFS", err)
+				}
+				if mounted(t, root) {
+					t.Error("the mount is in the mount table")
+				}
+			})
+		}
 	}
 }
