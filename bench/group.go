@@ -23,6 +23,10 @@ type group struct {
 	name string
 	dir  string // in the hierarchy that counts CPU time
 	v1   bool
+	// inside runs functions on a thread that is in the group. v1 only: there a process cannot
+	// begin in a group that its parent is not in, and entering one waits for every processor
+	// (cgroup_threadgroup_rwsem), 10 ms that are no runtime's.
+	inside chan func()
 }
 
 // newGroup makes the group. Its name begins with groupPrefix, by which it is swept.
@@ -32,7 +36,20 @@ func newGroup(name string) (group, error) {
 	if g.v1 {
 		g.dir = "/sys/fs/cgroup/cpuacct/" + g.name
 	}
-	return g, os.MkdirAll(g.dir+"/runtime", 0o755)
+	if err := os.MkdirAll(g.dir+"/runtime", 0o755); err != nil || !g.v1 {
+		return g, err
+	}
+	g.inside = make(chan func())
+	entered := make(chan error)
+	go func() { // for as long as this process lives
+		runtime.LockOSThread()
+		err := os.WriteFile(g.dir+"/runtime/tasks", []byte(strconv.Itoa(unix.Gettid())), 0)
+		entered <- err
+		for err == nil {
+			(<-g.inside)()
+		}
+	}()
+	return g, <-entered
 }
 
 func isV1() bool {
@@ -57,16 +74,8 @@ func (g group) start(cmd *exec.Cmd) error {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
 		return cmd.Start()
 	}
-	// v1 knows threads: one enters and forks, and is not used again.
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := os.WriteFile(g.dir+"/runtime/tasks", []byte(strconv.Itoa(unix.Gettid())), 0); err != nil {
-			done <- err
-			return
-		}
-		done <- cmd.Start()
-	}()
+	g.inside <- func() { done <- cmd.Start() }
 	return <-done
 }
 
