@@ -43,18 +43,21 @@ func (h hierarchy) has(controller string) bool { return slices.Contains(h.contro
 
 // Open finds out which layout the host has.
 func Open(o Options) (*Host, error) {
-	all, err := mount.List()
-	if err != nil {
-		return nil, fmt.Errorf("find control groups: %w", err)
-	}
 	root := o.Root
 	if root == "" {
 		root = "/sys/fs/cgroup"
 	}
-	h, err := detect(all, root)
-	if err != nil {
-		return nil, err
+	h := conventional(root)
+	if h == nil {
+		all, err := mount.List()
+		if err != nil {
+			return nil, fmt.Errorf("find control groups: %w", err)
+		}
+		if h, err = detect(all, root); err != nil {
+			return nil, err
+		}
 	}
+	var err error
 	if len(h.v1) > 0 && h.unified.mount != "" && unix.Access(h.unified.mount, unix.W_OK) != nil {
 		h.unified = hierarchy{} // mounted read-only: do without
 	}
@@ -84,6 +87,55 @@ func Open(o Options) (*Host, error) {
 	return h, nil
 }
 
+// conventional finds the hierarchies where init systems mount them, without the mount table: with
+// some hundred containers that has thousands of lines, and reading it is the largest part of a
+// command that does little else. It returns nil where not all of them are found whole, as in
+// a container.
+func conventional(root string) *Host {
+	if isWhole(root, unix.CGROUP2_SUPER_MAGIC) {
+		return &Host{unified: hierarchy{mount: root, root: "/"}}
+	}
+	raw, err := rawfile.Read("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	h := &Host{}
+	for line := range strings.Lines(string(raw)) {
+		_, line, _ = strings.Cut(line, ":")
+		names, _, _ := strings.Cut(line, ":") // "cpu,cpuacct", "name=systemd"; nothing for cgroup2
+		if names == "" {
+			h.unified = hierarchy{mount: filepath.Join(root, "unified"), root: "/"}
+			if !isWhole(h.unified.mount, unix.CGROUP2_SUPER_MAGIC) {
+				return nil
+			}
+			continue
+		}
+		t := hierarchy{mount: filepath.Join(root, strings.TrimPrefix(names, "name=")), root: "/", controllers: strings.Split(names, ",")}
+		if !isWhole(t.mount, unix.CGROUP_SUPER_MAGIC) {
+			return nil
+		}
+		h.v1 = append(h.v1, t)
+	}
+	if h.unified.mount == "" && len(h.v1) == 0 {
+		return nil
+	}
+	return h.sorted()
+}
+
+// isWhole tells whether a hierarchy of that kind is mounted at dir with its root, whose inode
+// is the first of the filesystem (kernfs_create_root in the kernel); what a container is shown
+// begins at another group.
+func isWhole(dir string, magic int64) bool {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	return unix.Statfs(dir, &fs) == nil && int64(fs.Type) == magic && unix.Stat(dir, &st) == nil && st.Ino == 1
+}
+
+func (h *Host) sorted() *Host {
+	slices.SortFunc(h.v1, func(a, b hierarchy) int { return strings.Compare(a.mount, b.mount) })
+	return h
+}
+
 // detect picks the hierarchies out of the mount table. One that is mounted twice (by a
 // container's bind mounts, say) counts where it was mounted first.
 func detect(all []mount.Info, root string) (*Host, error) {
@@ -108,8 +160,7 @@ func detect(all []mount.Info, root string) (*Host, error) {
 		return nil, errs.New(errs.FailedPrecondition,
 			"no control groups are mounted below %s; mount them: mount -t cgroup2 cgroup2 %s", root, root)
 	}
-	slices.SortFunc(h.v1, func(a, b hierarchy) int { return strings.Compare(a.mount, b.mount) })
-	return h, nil
+	return h.sorted(), nil
 }
 
 // v1Controllers reads the controllers out of the options of a v1 mount

@@ -3,9 +3,11 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -467,4 +469,37 @@ func TestDelegatedSubtree(t *testing.T) {
 			t.Errorf("a controller that was not given: %v", err)
 		}
 	})
+}
+
+// TestConventional: what is found without the mount table is what the table says, and
+// nothing where a hierarchy is not shown whole or not where it is expected.
+func TestConventional(t *testing.T) {
+	const root = "/sys/fs/cgroup"
+	all, err := mount.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := detect(all, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := conventional(root)
+	if got == nil || !reflect.DeepEqual(got.unified, want.unified) || !reflect.DeepEqual(got.v1, want.v1) {
+		t.Errorf("found %+v, the mount table has %+v", got, want)
+	}
+	if h := conventional(t.TempDir()); h != nil {
+		t.Errorf("in an empty directory: %+v", h)
+	}
+	tree := want.unified.mount
+	if tree == "" {
+		tree = want.v1[0].mount
+	}
+	group := filepath.Join(tree, fmt.Sprintf("orlop-conventional-%d", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(group)
+	if isWhole(group, unix.CGROUP2_SUPER_MAGIC) || isWhole(group, unix.CGROUP_SUPER_MAGIC) {
+		t.Error("a group below the root passes for a hierarchy")
+	}
 }
