@@ -185,7 +185,7 @@ func Adopt(id string, pid int, pidfd, console *os.File) *Process {
 }
 
 // Close closes the pidfd and, if the process has not been started, what Start would have
-// opened: init then ends with status plan.GateLost. A process that waits at a Gate goes
+// opened: init then ends with status plan.NotExecuted. A process that waits at a Gate goes
 // on waiting. Close neither kills nor reaps.
 func (p *Process) Close() error {
 	p.mu.Lock()

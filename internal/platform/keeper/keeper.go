@@ -49,6 +49,7 @@ type State string
 const (
 	Creating State = "creating" // not complete; a keeper that starts removes it
 	Created  State = "created"  // waits at the gate
+	Starting State = "starting" // the gate is being opened: whether the program was executed is not known yet
 	Running  State = "running"
 	Paused   State = "paused"
 	Stopped  State = "stopped"
@@ -61,7 +62,7 @@ type Status struct {
 	PID       int `json:",omitempty"`
 	Cgroup    string
 	CreatedAt time.Time
-	StartedAt time.Time         `json:",omitzero"`
+	StartedAt time.Time         `json:",omitzero"`  // once its program was executed
 	Exit      *Exit             `json:",omitempty"` // of a stopped one
 	Labels    map[string]string `json:",omitempty"`
 }

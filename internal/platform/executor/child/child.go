@@ -77,17 +77,17 @@ func Main() {
 	quiet()
 	ops, ok := receive()
 	if !ok {
-		exit(1) // nobody to tell: not started by an executor, or it died
+		exit(plan.NotExecuted) // nobody to tell: not started by an executor, or it died
 	}
 	s := &state{proc: -1, root: -1}
 	for i := range ops {
 		s.rest = ops[i+1:]
 		if f := s.run(&ops[i]); f != nil {
 			report(ops[i].Code, f)
-			exit(1)
+			exit(plan.NotExecuted)
 		}
 	}
-	exit(1) // a plan ends with Exec or Pause
+	exit(plan.NotExecuted) // a plan ends with Exec or Pause
 }
 
 // undumpable keeps other processes that have the child's user, as those of a container

@@ -27,7 +27,7 @@ func (s *state) ready() {
 func (s *state) await() {
 	var b [1]byte
 	if n, err := recv(b[:]); err != nil || n != 1 || b[0] != plan.MsgGo {
-		exit(plan.GateLost)
+		exit(plan.NotExecuted)
 	}
 }
 
@@ -60,7 +60,7 @@ func (s *state) fifo(fd int) *fail {
 			break
 		}
 		if e != unix.EINTR {
-			exit(plan.GateLost)
+			exit(plan.NotExecuted)
 		}
 	}
 	// Whoever opened it may die and read no more. What is to be said must not wait.

@@ -1,8 +1,9 @@
 package plan
 
-// GateLost is the status with which init ends when its parent goes away before it has
-// opened the gate: the program was not executed.
-const GateLost = 97
+// NotExecuted is the status with which init ends where the program was not executed: its
+// parent went away before it had opened the gate, or something failed, as a Failure says to
+// who hears it.
+const NotExecuted = 97
 
 // MaxOutput is how much of what a hook writes is kept for its error: the end.
 const MaxOutput = 1 << 10

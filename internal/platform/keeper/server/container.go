@@ -32,21 +32,18 @@ type container struct {
 
 	exited chan struct{} // closed once status has its Exit
 
-	recovered bool // an earlier keeper made it
-
 	held sync.Mutex // keeps what is sent to those who hold in the order of what happened
 
-	mu       sync.Mutex
-	rec      record
-	group    *cgroup.Group // nil: its control group was gone when a keeper started
-	gate     process       // until it is started
-	starting bool          // Start has it
-	pidfd    *os.File
-	child    bool     // ours to reap
-	seen     bool     // its end was noticed while starting
-	stdin    *os.File // our end of the FIFO
-	unknown  bool     // ended while no keeper lived; the exit code may yet be brought
-	oomBase  uint64   // OOM kills that were counted when we killed it ourselves
+	mu      sync.Mutex
+	rec     record
+	group   *cgroup.Group // nil: its control group was gone when a keeper started
+	gate    process       // until it is started
+	pidfd   *os.File
+	child   bool     // ours to reap
+	seen    bool     // its end was noticed while starting
+	stdin   *os.File // our end of the FIFO
+	unknown bool     // ended while no keeper lived; the exit code may yet be brought
+	oomBase uint64   // OOM kills that were counted when we killed it ourselves
 }
 
 func (s *Server) dir(id string) string { return filepath.Join(s.o.Dir, "containers", id) }

@@ -26,9 +26,6 @@ var (
 	faultCreateGroup   = fault.New("keeper.create.cgroup-made")
 	faultCreateCloned  = fault.New("keeper.create.cloned")
 	faultCreateDone    = fault.New("keeper.create.recorded")
-	faultStartIntent   = fault.New("keeper.start.intent-recorded")
-	faultStartOpened   = fault.New("keeper.start.gate-opened")
-	faultStartDone     = fault.New("keeper.start.recorded")
 )
 
 // opTimeout bounds what a client asks for. An operation does not end with its client: a
@@ -49,32 +46,6 @@ func (s *Server) opCreate(ctx context.Context, _ *client, f *frame) (any, []*os.
 	}
 	_, err = s.create(ctx, spec, true)
 	return nil, nil, err
-}
-
-func (s *Server) opRun(ctx context.Context, _ *client, f *frame) (any, []*os.File, error) {
-	spec, unlock, err := s.begin(ctx, f)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer unlock()
-	c, err := s.find(spec.ID)
-	made := err != nil
-	if made {
-		if c, err = s.create(ctx, spec, false); err != nil {
-			return nil, nil, err
-		}
-	} else if st := c.status(); st.State == keeper.Stopped && !st.StartedAt.IsZero() {
-		// Asked again by a client that did not hear the answer: it has run already.
-		return keeper.Started{PID: st.PID, At: st.StartedAt}, nil, nil
-	}
-	started, err := c.start(ctx)
-	if err != nil {
-		if made {
-			s.discard(c)
-		}
-		return nil, nil, err
-	}
-	return started, nil, nil
 }
 
 // begin decodes and locks.
@@ -196,95 +167,4 @@ func (s *Server) create(ctx context.Context, spec keeper.MakeRequest, record boo
 		return nil, err
 	}
 	return c, nil
-}
-
-func (s *Server) start(ctx context.Context, r keeper.IDRequest) (any, error) {
-	unlock, err := s.locks.Lock(ctx, r.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	c, err := s.find(r.ID)
-	if err != nil {
-		return nil, err
-	}
-	return c.start(ctx)
-}
-
-// start opens the gate.
-func (c *container) start(ctx context.Context) (keeper.Started, error) {
-	c.mu.Lock()
-	st, gate := c.rec.Status, c.gate
-	switch {
-	case st.State == keeper.Running || st.State == keeper.Paused:
-		c.mu.Unlock()
-		return keeper.Started{PID: st.PID, At: st.StartedAt}, nil
-	case st.State != keeper.Created || gate == nil:
-		c.mu.Unlock()
-		return keeper.Started{}, errs.New(errs.FailedPrecondition, "container %s is %s; only a created one can start", c.id, st.State)
-	}
-	// A keeper that dies from here on leaves a process that may or may not run the
-	// program. Its successor finds out (settleStart, neverBegan).
-	c.rec.Status.State, c.rec.Status.StartedAt = keeper.Running, time.Now()
-	started := keeper.Started{PID: st.PID, At: c.rec.Status.StartedAt}
-	err := c.save()
-	c.starting = err == nil
-	if err != nil {
-		c.rec.Status.State, c.rec.Status.StartedAt = keeper.Created, time.Time{}
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return keeper.Started{}, err
-	}
-	faultStartIntent.Hit()
-	err = gate.Start(ctx)
-	faultStartOpened.Hit()
-	if err != nil {
-		c.startFailed(gate, err)
-		return keeper.Started{}, err
-	}
-	c.out.mu.Lock()
-	if !c.out.ended {
-		err = c.out.log.begun()
-	}
-	c.out.mu.Unlock()
-	if err != nil {
-		c.warn("that a container has begun could not be recorded", "error", err)
-	}
-	c.mu.Lock()
-	c.gate, c.starting = nil, false
-	seen := c.seen
-	c.mu.Unlock()
-	gate.Close()
-	faultStartDone.Hit()
-	c.s.publish(keeper.Event{Type: "started", ID: c.id, PID: st.PID})
-	go func() {
-		c.out.begin()
-		if seen {
-			c.onExit()
-		}
-	}()
-	return started, nil
-}
-
-// startFailed records the end of a container whose program could not be executed.
-func (c *container) startFailed(gate process, err error) {
-	c.mu.Lock()
-	c.gate, c.starting = nil, false
-	c.mu.Unlock()
-	f := gate.PIDFD() // not ours, which whoever sees the end meanwhile closes
-	x := keeper.Exit{Code: 128, Known: true, At: time.Now()}
-	if f != nil {
-		// One that somebody killed at the gate has not been reaped by the executor.
-		pidfd.Signal(f, unix.SIGKILL)
-		if end, rerr := pidfd.Reap(f, true); rerr == nil && errors.Is(err, errs.FailedPrecondition) {
-			x = exitOf(end, true)
-		}
-	}
-	gate.Close()
-	c.mu.Lock()
-	c.child = false
-	c.rec.Status.StartedAt = time.Time{}
-	c.mu.Unlock()
-	c.finish(x)
 }

@@ -49,7 +49,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 		return nil, nil, err
 	}
 	c.mu.Lock()
-	state, starting := c.rec.Status, c.starting
+	state := c.rec.Status
 	var first *os.File
 	if c.pidfd != nil {
 		first, err = duplicate(c.pidfd)
@@ -61,7 +61,7 @@ func (s *Server) opExec(ctx context.Context, cl *client, f *frame) (any, []*os.F
 	if first != nil {
 		defer first.Close()
 	}
-	if first == nil || starting || state.State != keeper.Running {
+	if first == nil || state.State != keeper.Running {
 		return nil, nil, errs.New(errs.FailedPrecondition, "container %s is %s; a command can be run only in a running one", r.ID, state.State)
 	}
 	if r.Process.OOMScoreAdj == nil {

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/fault"
-	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -34,23 +33,12 @@ func (c *container) onExit() {
 		c.mu.Unlock()
 		return
 	}
-	if c.starting {
+	if c.rec.Status.State == keeper.Starting {
 		c.seen = true // start looks again when it is done
 		c.mu.Unlock()
 		return
 	}
-	var end pidfd.End
-	var err error
-	known, again := true, false
-	if c.child {
-		if end, err = pidfd.Reap(c.pidfd, false); errors.Is(err, unix.ECHILD) {
-			// The executor has reaped it, or a debugger: somebody who holds a pidfd knows.
-			end, known = pidfd.Kept(c.pidfd)
-			err = nil
-		}
-	} else {
-		end, known, again, err = pidfd.Look(c.pidfd, c.rec.Status.PID, c.rec.PIDStart)
-	}
+	end, known, again, err := c.look()
 	switch {
 	case err == pidfd.ErrRuns:
 		err = c.watchExit(unix.EPOLLIN)
@@ -59,7 +47,6 @@ func (c *container) onExit() {
 		err = c.watchExit(0)
 		time.AfterFunc(lookAgain, c.onExit)
 	default:
-		c.child = false // what there was to reap is reaped
 		if c.gate != nil {
 			c.gate.Close()
 			c.gate = nil
@@ -79,6 +66,24 @@ func (c *container) onExit() {
 	}
 }
 
+// look returns how the process ended, as pidfd.Look does, and reaps a child of ours. It is
+// called with mu held.
+func (c *container) look() (end pidfd.End, known, again bool, err error) {
+	if !c.child {
+		return pidfd.Look(c.pidfd, c.rec.Status.PID, c.rec.PIDStart)
+	}
+	if end, err = pidfd.Reap(c.pidfd, false); err == pidfd.ErrRuns {
+		return end, false, true, err
+	}
+	c.child = false // what there was to reap is reaped
+	if errors.Is(err, unix.ECHILD) {
+		// The executor has reaped it, or a debugger: somebody who holds a pidfd knows.
+		end, known = pidfd.Kept(c.pidfd)
+		return end, known, false, nil
+	}
+	return end, err == nil, false, err
+}
+
 func exitOf(e pidfd.End, known bool) keeper.Exit {
 	if !known {
 		return keeper.Exit{Code: 255, At: time.Now()}
@@ -95,11 +100,6 @@ func (c *container) finish(x keeper.Exit) {
 	}
 	group, shares, oomBase := c.group, c.rec.SharesPID, c.oomBase
 	c.mu.Unlock()
-	if c.recovered && (x.Known && c.neverBegan(x.Code) || !x.Known && c.unanswered()) {
-		c.s.log.Info("a container that was never started is removed", "container", c.id)
-		c.s.discard(c)
-		return
-	}
 	if group != nil {
 		if shares && !group.Empty() {
 			// What the first process leaves behind ends with it, as it does in a PID
@@ -142,24 +142,4 @@ func (c *container) ended(x keeper.Exit) bool {
 	}
 	close(c.exited)
 	return true
-}
-
-// neverBegan tells of a container that a keeper meant to start and was killed before it
-// had: its init found the gate gone.
-func (c *container) neverBegan(code int) bool {
-	return c.unanswered() && code == plan.GateLost
-}
-
-// unanswered tells of a container whose start nobody was told of: its keeper was killed
-// before it had recorded that the program was executed. If how it ended is not known either,
-// it counts as not started, and who asked for it asks again.
-func (c *container) unanswered() bool {
-	return c.rec.Runtime == nil && c.out.log != nil && !c.out.log.pos.begun
-}
-
-// begun records that the program was executed.
-func (c *container) begun() {
-	if err := c.out.log.begun(); err != nil {
-		c.warn("that a container has begun could not be recorded", "error", err)
-	}
 }

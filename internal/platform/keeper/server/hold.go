@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +18,7 @@ const heldKinds = "pioet"
 
 // opHold sends the client second descriptors of everything, and from now on of
 // whatever is added.
-func (s *Server) opHold(_ context.Context, c *client, _ *frame) (any, []*os.File, error) {
+func (s *Server) opHold(ctx context.Context, c *client, _ *frame) (any, []*os.File, error) {
 	s.mu.Lock()
 	c.hold = true
 	all := make([]*container, 0, len(s.containers))
@@ -28,7 +29,9 @@ func (s *Server) opHold(_ context.Context, c *client, _ *frame) (any, []*os.File
 	for _, ct := range all {
 		s.holdBy(ct, func(other *client) bool { return other == c })
 		// Nobody has brought more: what ended unseen stays unknown.
-		ct.settle()
+		if err := s.endUnseen(ctx, ct, keeper.Exit{Code: 255, At: time.Now()}); err != nil {
+			return nil, nil, err
+		}
 	}
 	return nil, nil, nil
 }
@@ -93,7 +96,7 @@ func (s *Server) unhold(c *container) {
 // opAdopt takes descriptors that a client held for an earlier keeper. The FIFOs among
 // them need not be taken: they were opened again by their names, and the client has kept
 // what is in them.
-func (s *Server) opAdopt(_ context.Context, _ *client, f *frame) (any, []*os.File, error) {
+func (s *Server) opAdopt(ctx context.Context, _ *client, f *frame) (any, []*os.File, error) {
 	var h keeper.Held
 	if err := f.Decode(&h); err != nil {
 		return nil, nil, err
@@ -113,8 +116,13 @@ func (s *Server) opAdopt(_ context.Context, _ *client, f *frame) (any, []*os.Fil
 		}
 	}
 	for i, what := range h.What {
-		if what == 'p' {
-			c.adoptPIDFD(f.Files[i])
+		if what != 'p' {
+			continue
+		}
+		if end, ok := pidfd.Kept(f.Files[i]); ok {
+			if err := s.endUnseen(ctx, c, exitOf(end, true)); err != nil {
+				return nil, nil, err
+			}
 		}
 	}
 	return nil, nil, nil
@@ -140,25 +148,29 @@ func (c *container) adoptTerminal(f *os.File) error {
 	return c.out.armTerminal()
 }
 
-// adoptPIDFD reads the exit code of a container that ended while no keeper lived.
-func (c *container) adoptPIDFD(f *os.File) {
-	c.mu.Lock()
-	unknown := c.unknown
-	c.mu.Unlock()
-	if !unknown {
-		return
+// endUnseen records the end of a container that ended while no keeper lived, and of which
+// that was all that could be known. Of another it does nothing.
+func (s *Server) endUnseen(ctx context.Context, c *container, x keeper.Exit) error {
+	if !c.isUnknown() {
+		return nil
 	}
-	if end, ok := pidfd.Kept(f); ok {
-		c.finish(exitOf(end, true))
+	unlock, err := s.locks.Lock(ctx, c.id)
+	if err != nil {
+		return err
 	}
+	defer unlock()
+	switch {
+	case !c.isUnknown(): // somebody else was faster
+	case c.status().State == keeper.Starting:
+		return s.conclude(c, false, &x)
+	default:
+		c.finish(x)
+	}
+	return nil
 }
 
-// settle ends the wait for the exit code of a container that ended unseen.
-func (c *container) settle() {
+func (c *container) isUnknown() bool {
 	c.mu.Lock()
-	unknown := c.unknown
-	c.mu.Unlock()
-	if unknown {
-		c.finish(exitOf(pidfd.End{}, false))
-	}
+	defer c.mu.Unlock()
+	return c.unknown
 }

@@ -7,18 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// position is what a container's journal holds, a file on tmpfs of 40 bytes, all
-// little-endian: log, inode, stage of stdout, stage of stderr, flags. It is read and
+// position is what a container's journal holds, a file on tmpfs of 32 bytes, all
+// little-endian: log, inode, stage of stdout, stage of stderr. It is read and
 // written by one system call, and as it lies in one page a killed keeper has written all
 // of it or nothing.
 type position struct {
 	log   int64    // offset in the log behind the last line
 	inode uint64   // of the log's file
 	stage [2]int64 // what has been logged of stdout and stderr
-	begun bool     // flag 1: the program was executed, not only meant to be
 }
 
-const positionSize = 40
+const positionSize = 32
 
 func (p *position) write(f *os.File) error {
 	var b [positionSize]byte
@@ -26,9 +25,6 @@ func (p *position) write(f *os.File) error {
 	binary.LittleEndian.PutUint64(b[8:], p.inode)
 	binary.LittleEndian.PutUint64(b[16:], uint64(p.stage[0]))
 	binary.LittleEndian.PutUint64(b[24:], uint64(p.stage[1]))
-	if p.begun {
-		b[32] = 1
-	}
 	_, err := f.WriteAt(b[:], 0)
 	return err
 }
@@ -42,7 +38,6 @@ func (p *position) read(f *os.File) {
 	p.log = int64(binary.LittleEndian.Uint64(b[0:]))
 	p.inode = binary.LittleEndian.Uint64(b[8:])
 	p.stage = [2]int64{int64(binary.LittleEndian.Uint64(b[16:])), int64(binary.LittleEndian.Uint64(b[24:]))}
-	p.begun = b[32]&1 != 0
 }
 
 // poll returns what poll(2) says of the descriptor now.

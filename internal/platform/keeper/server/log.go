@@ -192,12 +192,6 @@ func (l *criLog) cutMoved(place logPlace) {
 
 func (l *criLog) commit() error { return l.pos.write(l.journal) }
 
-// begun records that the container's program was executed.
-func (l *criLog) begun() error {
-	l.pos.begun = true
-	return l.commit()
-}
-
 // fill moves what is in the FIFO to the stage and returns how much that was; 0 means
 // that the FIFO is empty.
 func (l *criLog) fill(i int, fifo *os.File) (n int64, err error) {

@@ -295,17 +295,9 @@ func (o oci) frozen(ctx context.Context, c *container) (bool, error) {
 	return st == "paused", err
 }
 
-func (o oci) settle(ctx context.Context, c *container) bool {
+func (o oci) settle(ctx context.Context, c *container) (bool, *keeper.Exit, error) {
 	st, err := o.container(c).State(ctx)
-	if err != nil {
-		c.warn("whether a container was started is not known", "error", err)
-		return false
-	}
-	if st == specs.StateCreated || st == specs.StateCreating {
-		return true
-	}
-	c.begun()
-	return false
+	return err == nil && st != specs.StateCreated && st != specs.StateCreating, nil, err
 }
 
 func (o oci) remove(ctx context.Context, c *container) error {

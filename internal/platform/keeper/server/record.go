@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -39,6 +40,8 @@ type record struct {
 	Seccomp   string `json:",omitempty"` // name of the profile, for exec
 	OOMScore  int    `json:",omitempty"` // for exec
 	Deleting  bool   `json:",omitempty"`
+	// StartAt is when its start was asked for. It becomes the status's once the program was executed.
+	StartAt time.Time `json:",omitzero"`
 	// Runtime made it; nil: our own executor.
 	Runtime *ociruntime.Runtime `json:",omitempty"`
 	// Unsettled: the runtime was asked to freeze or thaw it, and has not answered.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,13 +26,11 @@ func readExe(pid int) string {
 	return exe
 }
 
-const (
-	recoverTimeout = 10 * time.Second // for the removal of one container
-	settleTimeout  = 2 * time.Second
-)
+const recoverTimeout = 10 * time.Second // for the removal of one container
 
 // recover reads every container's directory and goes on with it. One that cannot be
-// gone on with does not keep the others from it.
+// gone on with does not keep the others from it. Starts that were under way are settled when
+// it returns: a client is told of none that is not decided.
 func (s *Server) recover() error {
 	if err := ociruntime.SweepConsoles(s.o.Dir); err != nil {
 		return err
@@ -40,36 +39,43 @@ func (s *Server) recover() error {
 	if err != nil {
 		return err
 	}
+	failed := func(c *container, err error) {
+		s.log.Error("a container could not be gone on with", "container", c.id, "error", err)
+	}
+	var starts sync.WaitGroup
+	defer starts.Wait()
 	for _, e := range ents {
 		c := s.newContainer(e.Name())
-		c.recovered = true
-		if err := s.recoverOne(c); err != nil {
-			if errors.Is(err, errs.Unsupported) {
-				return err // a newer keeper's: it must come back, not be swept by us
-			}
-			s.log.Error("a container could not be gone on with", "container", e.Name(), "error", err)
+		starting, err := s.recoverOne(c)
+		switch {
+		case errors.Is(err, errs.Unsupported):
+			return err // a newer keeper's: it must come back, not be swept by us
+		case err != nil:
+			failed(c, err)
+		case starting:
+			starts.Go(func() {
+				if err := s.settle(c); err != nil {
+					failed(c, err)
+				}
+			})
 		}
 	}
+	starts.Wait()
 	s.sweepProfiles()
 	return nil
 }
 
-func (s *Server) recoverOne(c *container) error {
+// recoverOne goes on with one container; with one whose start is to be settled the caller does.
+func (s *Server) recoverOne(c *container) (starting bool, err error) {
 	if err := c.load(); err != nil {
-		if errors.Is(err, errs.Unsupported) {
-			return err
-		}
 		if errors.Is(err, os.ErrNotExist) {
 			// Made, and not one word written: a start that had just begun.
 			s.log.Info("a container that was not begun is removed", "container", c.id)
-			return os.RemoveAll(c.dir)
+			return false, os.RemoveAll(c.dir)
 		}
-		return err // left for somebody to look at: nobody but us writes there
+		return false, err // left for somebody to look at: nobody but us writes there
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
-	defer cancel()
 	st := &c.rec.Status
-	var err error
 	if c.group, err = s.cg.Load(st.Cgroup); err != nil {
 		c.group = nil
 		if !errors.Is(err, errs.NotFound) {
@@ -81,30 +87,39 @@ func (s *Server) recoverOne(c *container) error {
 		// The gate is lost with the keeper that held it: init has ended, or will now.
 		s.log.Info("an incomplete container is removed", "container", c.id, "state", st.State)
 		s.discard(c)
-		return nil
+		return false, nil
 	case st.State == keeper.Stopped:
 		close(c.exited)
 		c.out.ended = true
 		s.add(c)
-		return nil
+		return false, nil
 	}
 	s.add(c)
 	if err := c.openStreams(); err != nil {
 		c.warn("a container goes on without its log", "error", err)
 	}
+	starting = st.State == keeper.Starting
 	if c.pidfd, err = pidfd.Open(st.PID, c.rec.PIDStart); err != nil {
-		if c.unanswered() {
-			s.log.Info("a container whose start was never answered, and that has ended, is removed", "container", c.id)
-			c.pidfd = nil
-			s.discard(c)
-			return nil
-		}
 		// It ended while no keeper lived. The daemon may hold a pidfd that knows how.
-		s.log.Info("a container ended while no keeper lived", "container", c.id)
+		s.log.Info("a container ended while no keeper lived", "container", c.id, "state", st.State)
 		c.pidfd, c.unknown = nil, true
-		return c.out.start(true)
+		if starting {
+			return false, nil // and that may tell whether it was started
+		}
+		return false, c.out.start(true)
 	}
 	c.child = ownChild(st.PID)
+	if starting {
+		return true, nil
+	}
+	return false, c.takeOver()
+}
+
+// takeOver goes on with a container that runs.
+func (c *container) takeOver() error {
+	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
+	defer cancel()
+	st := &c.rec.Status
 	if c.group != nil {
 		if frozen, err := c.runtime().frozen(ctx, c); err == nil && frozen {
 			st.State = keeper.Paused
@@ -112,30 +127,9 @@ func (s *Server) recoverOne(c *container) error {
 			st.State = keeper.Running
 		}
 	}
-	if c.out.log != nil && !c.out.log.pos.begun {
-		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-		unstarted := c.runtime().settle(ctx, c)
-		cancel()
-		if unstarted {
-			s.log.Info("a container that was never started is removed", "container", c.id)
-			s.discard(c)
-			return nil
-		}
-		// One that never began is gone before anybody asks for it.
-		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(p, 0); n > 0 {
-			c.onExit()
-			if _, err := s.find(c.id); err != nil {
-				return nil
-			}
-		}
-	}
-	s.log.Info("a running container is taken over", "container", c.id, "pid", st.PID)
+	c.s.log.Info("a running container is taken over", "container", c.id, "pid", st.PID)
 	if err := c.out.start(true); err != nil {
 		return err
-	}
-	if c.pidfd == nil {
-		return nil
 	}
 	return c.watchExit(unix.EPOLLIN)
 }

@@ -37,9 +37,10 @@ type runtime interface {
 	freeze(ctx context.Context, c *container, on bool) error
 	// frozen tells whether the container stands still, where a keeper was killed that changed it.
 	frozen(ctx context.Context, c *container) (bool, error)
-	// settle tells, of a container that a killed keeper was about to start, whether its program was
-	// executed. It records that it was; unstarted is true where it certainly never will be.
-	settle(ctx context.Context, c *container) (unstarted bool)
+	// settle waits until it is certain what came of the start of a container whose keeper was killed
+	// in it: its program runs, or its process has ended, and how, or (false, nil) it waits for a Start
+	// that will never come. An error, after ctx too, is that nobody can tell.
+	settle(ctx context.Context, c *container) (runs bool, end *keeper.Exit, err error)
 	// remove takes away whatever create has made besides control group and process, which have
 	// been killed. It is repeated until it succeeds.
 	remove(ctx context.Context, c *container) error
@@ -140,21 +141,35 @@ func (o own) frozen(_ context.Context, c *container) (bool, error) {
 	return g.Frozen()
 }
 
-// settle: init either executes the program or ends, at once, and then its exit code tells.
-func (o own) settle(ctx context.Context, c *container) bool {
-	for ctx.Err() == nil {
+// settle: init either executes the program or ends, at once.
+func (o own) settle(ctx context.Context, c *container) (bool, *keeper.Exit, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
 		exe := readExe(c.rec.Status.PID)
-		if pidfd.Poll(c.pidfd)&unix.POLLIN != 0 {
-			return false
+		end, known, again, err := c.look()
+		waitFor := int16(unix.POLLIN)
+		switch {
+		case err == pidfd.ErrRuns:
+			if exe != "" && !strings.HasPrefix(exe, initExe) {
+				return true, nil, nil
+			}
+		case err != nil:
+			return false, nil, err
+		case again: // until its parent has reaped it
+			waitFor = 0
+		default:
+			x := exitOf(end, known)
+			return false, &x, nil
 		}
-		if exe != "" && !strings.HasPrefix(exe, initExe) {
-			c.begun()
-			return false
+		if ctx.Err() != nil {
+			return false, nil, ctx.Err()
 		}
-		p := []unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: unix.POLLIN}}
-		unix.Poll(p, 1)
+		unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: waitFor}}, settlePause)
 	}
-	return false
 }
+
+// settlePause is between two looks at what init does, in milliseconds.
+const settlePause = 1
 
 func (o own) remove(context.Context, *container) error { return nil }
