@@ -170,7 +170,8 @@ type sandboxRecord struct {
 
 type containerRecord struct {
 	DrivenContainer
-	Answered bool
+	Answered      bool // the client knows the id
+	StartAnswered bool // the client knows that it was started
 }
 
 // drivenPod is a sandbox in memory. Its worker has the parts that applied pods have; it

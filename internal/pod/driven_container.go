@@ -135,8 +135,9 @@ func (d *Driven) admitContainer(ctx context.Context, pod *drivenPod, rec contain
 }
 
 // StartContainer starts a container that was made. Started already, it is
-// errs.FailedPrecondition, unless the client before was not told.
-func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
+// errs.FailedPrecondition, unless the client before was not told. What a client gave up
+// waiting for goes on, and who asks again waits for that.
+func (d *Driven) StartContainer(ctx context.Context, id ContainerID) (err error) {
 	c, err := d.container(id)
 	if err != nil {
 		return err
@@ -146,8 +147,18 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 		return err
 	}
 	defer unlock()
+	defer func() {
+		if err == nil && ctx.Err() == nil {
+			c.mu.Lock()
+			c.rec.StartAnswered = true
+			c.mu.Unlock()
+		}
+	}()
 	st := c.status()
 	if st.State != DrivenCreated {
+		if c.startedUnanswered() {
+			return nil
+		}
 		return errs.New(errs.FailedPrecondition, "container %s is %s; only a created one can be started", id, st.State)
 	}
 	pod, w := c.pod, c.pod.w
@@ -239,8 +250,20 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) error {
 	return nil
 }
 
+// startedUnanswered tells of a container that was started, and of which no client was told so.
+func (c *drivenContainer) startedUnanswered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.rec.StartAnswered && !c.rec.StartedAt.IsZero() && c.rec.Reason != reasonStartError
+}
+
+// started records the start that the keeper told, if it was not known.
 func (d *Driven) started(c *drivenContainer, s keeper.Started) error {
 	c.mu.Lock()
+	if c.rec.State != DrivenCreated {
+		c.mu.Unlock()
+		return nil
+	}
 	c.rec.State, c.rec.PID, c.rec.StartedAt = DrivenRunning, s.PID, s.At
 	rec := c.rec
 	err := d.containers.Put(string(rec.ID), rec)
@@ -249,6 +272,9 @@ func (d *Driven) started(c *drivenContainer, s keeper.Started) error {
 	d.publish(EventStarted, rec.Sandbox, rec.ID)
 	return err
 }
+
+// reasonStartError is Kubernetes' word for a container whose program could not be executed.
+const reasonStartError = "StartError"
 
 // failed records a start that cannot succeed, with the code that a shell would have. One
 // that may, because the keeper was lost or the client gave up, leaves the container as it
@@ -266,7 +292,7 @@ func (d *Driven) failed(c *drivenContainer, cause error) {
 	}
 	now := time.Now()
 	d.end(c, DrivenCreated, func(r *containerRecord) {
-		r.StartedAt, r.FinishedAt, r.ExitCode, r.Reason, r.Message = now, now, code, "StartError", cause.Error()
+		r.StartedAt, r.FinishedAt, r.ExitCode, r.Reason, r.Message = now, now, code, reasonStartError, cause.Error()
 	})
 }
 
@@ -318,17 +344,10 @@ func (d *Driven) StopContainer(ctx context.Context, id ContainerID, grace time.D
 	}
 	st := c.status()
 	if st.State == DrivenCreated { // not while it starts
-		unlock, err := d.locks.Lock(ctx, string(id))
-		if err != nil {
+		if ended, err := d.stopCreated(ctx, c); ended || err != nil {
 			return err
 		}
 		st = c.status()
-		unlock()
-	}
-	if st.State == DrivenCreated {
-		now := time.Now()
-		d.end(c, DrivenCreated, func(r *containerRecord) { r.FinishedAt, r.ExitCode, r.Reason = now, 137, "Error" })
-		return nil
 	}
 	if st.State != DrivenRunning {
 		return nil
@@ -346,6 +365,27 @@ func (d *Driven) StopContainer(ctx context.Context, id ContainerID, grace time.D
 	}
 	d.exited(c, x)
 	return nil
+}
+
+// stopCreated ends a container that was not started, as far as anybody was told, and tells
+// whether it was one. The keeper may be about to start it for a client that gave up, or for a
+// daemon before this one.
+func (d *Driven) stopCreated(ctx context.Context, c *drivenContainer) (ended bool, err error) {
+	id := string(c.status().ID)
+	unlock, err := d.locks.Lock(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if c.status().State != DrivenCreated {
+		return false, nil
+	}
+	if err := d.p.runtime.destroy(ctx, id); err != nil {
+		return false, fmt.Errorf("stop container %s: %w", id, err)
+	}
+	now := time.Now()
+	d.end(c, DrivenCreated, func(r *containerRecord) { r.FinishedAt, r.ExitCode, r.Reason = now, 137, "Error" })
+	return true, nil
 }
 
 // RemoveContainer removes a container in whatever state it is. It is idempotent.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
@@ -70,11 +72,20 @@ func (d *Driven) publish(t DrivenEventType, pod ID, c ContainerID) {
 
 // onKeeper takes the keeper's events; it must not block.
 func (d *Driven) onKeeper(e keeper.Event) {
-	if e.Type != "exited" || e.Exit == nil {
+	c, err := d.container(ContainerID(e.ID))
+	if err != nil {
 		return
 	}
-	c, err := d.container(ContainerID(e.ID))
-	if err == nil {
+	switch {
+	case e.Type == "started" && c.status().State == DrivenCreated:
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if err := d.agree(ctx, c); err != nil {
+				d.p.log.Error("a container that was started could not be recorded as such", "container", e.ID, "error", err)
+			}
+		}()
+	case e.Type == "exited" && e.Exit != nil:
 		go d.exited(c, *e.Exit)
 	}
 }
@@ -97,29 +108,57 @@ func (d *Driven) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return d.agreeAll(ctx, list)
+}
+
+// agreeAll makes the records of those containers agree of which the list says something else.
+func (d *Driven) agreeAll(ctx context.Context, list []keeper.Status) error {
 	known := make(map[string]keeper.Status, len(list))
 	for _, s := range list {
 		known[s.ID] = s
 	}
-	for _, c := range d.Containers("") {
-		dc, err := d.container(c.ID)
+	var g errgroup.Group // one whose start is under way holds up no other
+	for _, st := range d.Containers("") {
+		s, there := known[string(st.ID)]
+		if st.State == DrivenRunning && (!there || s.Exit != nil) || st.State == DrivenCreated && there && !s.StartedAt.IsZero() {
+			if c, err := d.container(st.ID); err == nil {
+				g.Go(func() error { return d.agree(ctx, c) })
+			}
+		}
+	}
+	return g.Wait()
+}
+
+// agree makes the container's record agree with what the keeper says of it now: a list that
+// was made before may know nothing of a container that was started since.
+func (d *Driven) agree(ctx context.Context, c *drivenContainer) error {
+	st := c.status()
+	if st.State == DrivenCreated {
+		// Started for a daemon before this one, or for a client that gave up. A request that is
+		// at it now records that itself.
+		unlock, err := d.locks.Lock(ctx, string(st.ID))
 		if err != nil {
-			continue
+			return err
 		}
-		s, there := known[string(c.ID)]
-		switch {
-		case c.State == DrivenRunning && !there:
-			d.exited(dc, lost)
-		case c.State == DrivenRunning && s.Exit != nil:
-			d.exited(dc, *s.Exit)
-		case c.State == DrivenCreated && there && !s.StartedAt.IsZero():
-			if err := d.started(dc, keeper.Started{PID: s.PID, At: s.StartedAt}); err != nil {
-				return err
-			}
-			if s.Exit != nil {
-				d.exited(dc, *s.Exit)
-			}
+		defer unlock()
+		st = c.status()
+	}
+	s, err := d.p.runtime.status(ctx, string(st.ID))
+	if err != nil && !isGone(err) {
+		return err
+	}
+	switch {
+	case err != nil && st.State == DrivenRunning:
+		d.exited(c, lost)
+	case err != nil:
+		return nil
+	case st.State == DrivenCreated && !s.StartedAt.IsZero():
+		if err := d.started(c, keeper.Started{PID: s.PID, At: s.StartedAt}); err != nil {
+			return err
 		}
+	}
+	if s.Exit != nil {
+		d.exited(c, *s.Exit)
 	}
 	return nil
 }

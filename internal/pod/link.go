@@ -146,22 +146,18 @@ func (r *link) remove(ctx context.Context, id string) error {
 	return r.do(ctx, func(c *keeper.Client) error { return c.Delete(ctx, id) })
 }
 
-// destroy kills and removes a container in whatever state it is.
+// destroy kills and removes a container in whatever state it is: one too that is only being
+// made, for a daemon before this one, which the removal waits for.
 func (r *link) destroy(ctx context.Context, id string) error {
-	st, err := r.status(ctx, id)
-	if errors.Is(err, errs.NotFound) {
-		return nil
-	}
-	if err != nil {
+	err := r.remove(ctx, id)
+	if !errors.Is(err, errs.InUse) {
 		return err
 	}
-	if st.State == keeper.Running || st.State == keeper.Paused {
-		if err := r.signal(ctx, id, unix.SIGKILL, true); err != nil {
-			return err
-		}
-		if _, err := r.wait(ctx, id); err != nil && !errors.Is(err, errs.NotFound) {
-			return err
-		}
+	if err := r.signal(ctx, id, unix.SIGKILL, true); err != nil {
+		return err
+	}
+	if _, err := r.wait(ctx, id); err != nil && !errors.Is(err, errs.NotFound) {
+		return err
 	}
 	return r.remove(ctx, id)
 }

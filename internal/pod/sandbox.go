@@ -137,15 +137,15 @@ func (w *worker) sharesMemory(spec *Spec) bool {
 // pausePID starts, or finds, process 1 of the pod's shared PID namespace.
 func (w *worker) pausePID(ctx context.Context) (int, error) {
 	st, err := w.p.runtime.status(ctx, w.pauseID())
-	if err == nil && st.State == keeper.Running {
-		return st.PID, nil
-	}
-	if err == nil {
+	switch {
+	case err == nil && st.Exit != nil:
 		if err := w.p.runtime.destroy(ctx, w.pauseID()); err != nil {
 			return 0, err
 		}
-	} else if !isGone(err) {
+	case err != nil && !isGone(err):
 		return 0, err
+	case err == nil && st.State == keeper.Running:
+		return st.PID, nil
 	}
 	own := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}
 	if path := w.nsPath(namespace.User); path != "" {

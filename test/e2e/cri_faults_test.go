@@ -70,9 +70,6 @@ func TestCRIKilledAtEveryPoint(t *testing.T) {
 			})
 			c.again(t, "start", func(ctx context.Context) error {
 				_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: id})
-				if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "is running") {
-					return nil // the daemon before had started it
-				}
 				return err
 			})
 			if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_RUNNING {
@@ -275,9 +272,6 @@ func life(c *client, conf *v1.PodSandboxConfig, worker int) error {
 		}},
 		{"start", func(ctx context.Context) error {
 			_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: id})
-			if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "is running") {
-				return nil
-			}
 			if st, serr := c.ContainerStatus(ctx, &v1.ContainerStatusRequest{ContainerId: id}); err != nil && serr == nil && st.Status.State == v1.ContainerState_CONTAINER_EXITED {
 				return fmt.Errorf("%w: it is exited: %s: %s", err, st.Status.Reason, st.Status.Message)
 			}
