@@ -15,7 +15,7 @@ import (
 )
 
 // idlePods are pods whose workers do not run: what is recorded is all that happens.
-func idlePods(t *testing.T) *Pods {
+func idlePods(t *testing.T, change ...func(*Options)) *Pods {
 	t.Helper()
 	dir := t.TempDir()
 	db, err := store.Open(filepath.Join(dir, "state.db"), store.Volatile)
@@ -23,7 +23,11 @@ func idlePods(t *testing.T) *Pods {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	p, err := Open(context.Background(), Options{Root: dir, Run: dir, Durable: db, Volatile: db, CgroupParent: "/none", Log: slog.New(slog.DiscardHandler)})
+	o := Options{Root: dir, Run: dir, Durable: db, Volatile: db, CgroupParent: "/none", Log: slog.New(slog.DiscardHandler)}
+	for _, fn := range change {
+		fn(&o)
+	}
+	p, err := Open(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
