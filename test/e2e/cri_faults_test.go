@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -126,6 +127,48 @@ func (c *client) empty(t *testing.T) {
 	if strings.Contains(out, "orl") {
 		t.Errorf("interfaces left:\n%s", out)
 	}
+}
+
+// The keeper dies at every point of a start. The client learns nothing of it: its one request
+// ends with a container that runs.
+func TestCRIKeeperKilledInStart(t *testing.T) {
+	var points []string
+	for p := range strings.FieldsSeq(run(t, bin+"/orlop-keeper", "-faults")) {
+		if strings.HasPrefix(p, "keeper.create.") && p != "keeper.create.recorded" || strings.HasPrefix(p, "keeper.start.") {
+			points = append(points, p)
+		}
+	}
+	if len(points) < 8 {
+		t.Fatalf("only %d fault points: %v", len(points), points)
+	}
+	n := newNode(t)
+	c := n.cri()
+	pod := c.run(t, c.sandbox())
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			id := c.create(t, pod, criContainer(strings.ReplaceAll(point, ".", "-"), "sleep"))
+			n.kill()
+			if err := syscall.Kill(n.keeperPID(), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			once := filepath.Join(t.TempDir(), "once")
+			n.start("ORLOP_FAULT="+point, "ORLOP_FAULT_ONCE="+once)
+			if _, err := c.StartContainer(deadline(t), &v1.StartContainerRequest{ContainerId: id}); err != nil {
+				t.Errorf("start: %v\n%s", err, n.tail())
+			}
+			if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("a started container is %s: %s %s", st.State, st.Reason, st.Message)
+			}
+			if _, err := c.StartContainer(deadline(t), &v1.StartContainerRequest{ContainerId: id}); status.Code(err) != codes.FailedPrecondition {
+				t.Errorf("the start of one that was started: %v", err)
+			}
+			if _, err := os.Stat(once); err != nil {
+				t.Errorf("nothing passed the point: %v", err)
+			}
+		})
+	}
+	c.remove(t, pod)
+	c.empty(t)
 }
 
 // Pods come and go by many clients while daemon and keeper are killed again and again: 12

@@ -142,25 +142,25 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Done is closed when the connection is lost.
+// Done is closed when the connection is lost, before a request fails of it.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
 // PID is the keeper's process.
 func (c *Client) PID() int { return c.hello.PID }
 
 func (c *Client) receive() {
-	defer close(c.done)
 	for {
 		f, err := c.conn.Receive()
 		if err != nil {
+			c.conn.Close()
 			c.mu.Lock()
+			defer c.mu.Unlock()
 			c.err = errs.New(errs.Unavailable, "the connection to the keeper was lost: %w", err)
+			close(c.done) // before a request fails: who asks again finds that this client is gone
 			for id, ch := range c.pending {
 				close(ch)
 				delete(c.pending, id)
 			}
-			c.mu.Unlock()
-			c.conn.Close()
 			return
 		}
 		if f.ID == 0 {
@@ -237,6 +237,7 @@ func (c *Client) request(ctx context.Context, op string, body any, files []*os.F
 		if errs.KindOf(err) == errs.Invalid {
 			return nil, err
 		}
+		c.Close() // half a frame may have been sent
 		return nil, errs.New(errs.Unavailable, "ask the keeper: %w", err)
 	}
 	select {

@@ -44,7 +44,11 @@ func TestKilledInStart(t *testing.T) {
 			if _, err := r.c.Run(r.ctx, s); !errors.Is(err, errs.Unavailable) {
 				t.Fatalf("run: %v\n%s", err, r.keeperLog())
 			}
-			<-r.c.Done()
+			select {
+			case <-r.c.Done():
+			default:
+				t.Error("a request failed of a connection that is not said to be lost")
+			}
 			pid := r.recorded("a").PID
 			if tt.alone {
 				r.held.Close()
@@ -93,8 +97,9 @@ func TestKilledInStart(t *testing.T) {
 			if tt.script == ends && want == "" && !(x.Known && x.Code == 3) {
 				t.Errorf("exit %+v", x)
 			}
-			// What was in a FIFO that nobody held is gone.
-			if got := strings.Join(r.log("a"), "|"); got != "stdout F once" && !(tt.alone && want == keeper.Stopped && got == "") {
+			// What was in a FIFO that nobody held is gone, and what was executed twice may be there twice.
+			got := strings.Join(r.log("a"), "|")
+			if ok := tt.alone && tt.script == ends && (want == "" || got == "") && strings.Count(got, "once") <= 2; got != "stdout F once" && !ok {
 				t.Errorf("log %q", got)
 			}
 		})
@@ -114,7 +119,11 @@ func TestKilledInFailedStart(t *testing.T) {
 			if _, err := r.c.Run(r.ctx, s); !errors.Is(err, errs.Unavailable) {
 				t.Fatalf("run: %v\n%s", err, r.keeperLog())
 			}
-			<-r.c.Done()
+			select {
+			case <-r.c.Done():
+			default:
+				t.Error("a request failed of a connection that is not said to be lost")
+			}
 			r.spawn()
 			if _, err := r.c.Run(r.ctx, s); !errors.Is(err, errs.NotFound) {
 				t.Errorf("run again: %v\n%s", err, r.keeperLog())
