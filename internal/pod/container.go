@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 )
 
@@ -73,7 +74,7 @@ func (w *worker) advance(ctx context.Context, spec *Spec, c *Container) (time.Du
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		return w.startFailed(c, err), nil
+		return w.startFailed(ctx, c, err), nil
 	}
 	w.succeeded("start/" + c.Name)
 	return idle, nil
@@ -116,8 +117,19 @@ func (s *ContainerStatus) termination() *Termination {
 	return &Termination{s.ID, s.Reason, s.Message, s.ExitCode, s.Signal, s.StartedAt, s.FinishedAt}
 }
 
-// startFailed says why a container could not be started.
-func (w *worker) startFailed(c *Container, err error) time.Duration {
+// startFailed says why a container could not be started, and takes away what there is of it and
+// of the incarnation before. One that could only not be asked for may run: the next start goes on
+// with it.
+func (w *worker) startFailed(ctx context.Context, c *Container, err error) time.Duration {
+	st := w.container(c.Name)
+	if st.State != Waiting || !errors.Is(err, errs.Unavailable) {
+		if st.ID != "" {
+			if rerr := w.removeContainer(ctx, st.ID); rerr != nil {
+				w.p.log.Error("what is left of a container could not be removed", "container", st.ID, "error", rerr)
+			}
+		}
+		st.ID = ""
+	}
 	reason := "CreateContainerError"
 	var se *startError
 	if errors.As(err, &se) {
@@ -133,7 +145,7 @@ func (w *worker) startFailed(c *Container, err error) time.Duration {
 		if s.State == Terminated {
 			s.Last = s.termination()
 		}
-		s.State, s.Reason, s.Message, s.ID = Waiting, reason, err.Error(), ""
+		s.State, s.Reason, s.Message, s.ID = Waiting, reason, err.Error(), st.ID
 	})
 	return w.later("start/"+c.Name, 2*time.Second, backOffMost)
 }

@@ -41,7 +41,7 @@ func (w *worker) startContainer(ctx context.Context, spec *Spec, c *Container) (
 	}
 	st := w.container(c.Name)
 	id := st.ID
-	if st.State != Waiting || id == "" {
+	if st.State != Waiting || id == "" || st.ImageID != img.ID {
 		if id != "" { // the incarnation before goes; its log stays
 			if err := w.removeContainer(ctx, id); err != nil {
 				return err

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,31 +41,26 @@ func (s *Server) recover() error {
 	failed := func(c *container, err error) {
 		s.log.Error("a container could not be gone on with", "container", c.id, "error", err)
 	}
-	var starts sync.WaitGroup
-	defer starts.Wait()
+	var starting []*container
 	for _, e := range ents {
 		c := s.newContainer(e.Name())
-		starting, err := s.recoverOne(c)
+		undecided, err := s.recoverOne(c)
 		switch {
 		case errors.Is(err, errs.Unsupported):
 			return err // a newer keeper's: it must come back, not be swept by us
 		case err != nil:
 			failed(c, err)
-		case starting:
-			starts.Go(func() {
-				if err := s.settle(c); err != nil {
-					failed(c, err)
-				}
-			})
+		case undecided:
+			starting = append(starting, c)
 		}
 	}
-	starts.Wait()
+	s.settleAll(starting, failed)
 	s.sweepProfiles()
 	return nil
 }
 
-// recoverOne goes on with one container; with one whose start is to be settled the caller does.
-func (s *Server) recoverOne(c *container) (starting bool, err error) {
+// recoverOne goes on with one container, unless its start is undecided.
+func (s *Server) recoverOne(c *container) (undecided bool, err error) {
 	if err := c.load(); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			// Made, and not one word written: a start that had just begun.
@@ -98,7 +92,7 @@ func (s *Server) recoverOne(c *container) (starting bool, err error) {
 	if err := c.openStreams(); err != nil {
 		c.warn("a container goes on without its log", "error", err)
 	}
-	starting = st.State == keeper.Starting
+	starting := st.State == keeper.Starting
 	if c.pidfd, err = pidfd.Open(st.PID, c.rec.PIDStart); err != nil {
 		// It ended while no keeper lived. The daemon may hold a pidfd that knows how.
 		s.log.Info("a container ended while no keeper lived", "container", c.id, "state", st.State)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -148,7 +149,6 @@ func (o own) settle(ctx context.Context, c *container) (bool, *keeper.Exit, erro
 	for {
 		exe := readExe(c.rec.Status.PID)
 		end, known, again, err := c.look()
-		waitFor := int16(unix.POLLIN)
 		switch {
 		case err == pidfd.ErrRuns:
 			if exe != "" && !strings.HasPrefix(exe, initExe) {
@@ -156,20 +156,19 @@ func (o own) settle(ctx context.Context, c *container) (bool, *keeper.Exit, erro
 			}
 		case err != nil:
 			return false, nil, err
-		case again: // until its parent has reaped it
-			waitFor = 0
-		default:
+		case !again: // else its parent has yet to reap it
 			x := exitOf(end, known)
 			return false, &x, nil
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-time.After(settlePause): // and no thread waits
+		case <-ctx.Done():
 			return false, nil, ctx.Err()
 		}
-		unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd.Fd()), Events: waitFor}}, settlePause)
 	}
 }
 
-// settlePause is between two looks at what init does, in milliseconds.
-const settlePause = 1
+// settlePause is between two looks at what init does.
+const settlePause = time.Millisecond
 
 func (o own) remove(context.Context, *container) error { return nil }

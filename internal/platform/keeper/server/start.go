@@ -160,16 +160,32 @@ func (c *container) startFailed(gate process, err error) {
 // settleTimeout bounds how long a new keeper waits for a process that was being started.
 const settleTimeout = 2 * time.Second
 
-// settle finds out what came of a start whose keeper was killed in it. The process is there, or
-// was a moment ago.
-func (s *Server) settle(c *container) error {
+// settleAll finds out what came of starts whose keeper was killed in them, side by side, and
+// concludes one after the other. The processes are there, or were a moment ago.
+func (s *Server) settleAll(starting []*container, failed func(*container, error)) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
-	runs, end, err := c.runtime().settle(ctx, c)
-	if err != nil {
-		c.warn("a start that was interrupted is undone, as nothing tells whether it was made", "error", err)
+	type outcome struct {
+		c    *container
+		runs bool
+		end  *keeper.Exit
 	}
-	return s.conclude(c, runs, end)
+	settled := make(chan outcome)
+	for _, c := range starting {
+		go func() {
+			runs, end, err := c.runtime().settle(ctx, c)
+			if err != nil {
+				c.warn("a start that was interrupted is undone, as nothing tells whether it was made", "error", err)
+			}
+			settled <- outcome{c, runs, end}
+		}()
+	}
+	for range starting {
+		o := <-settled
+		if err := s.conclude(o.c, o.runs, o.end); err != nil {
+			failed(o.c, err)
+		}
+	}
 }
 
 // conclude records what came of the start: the program runs, or has ended so, or (false, nil)
