@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "the tests use namespaces, mounts and control groups: run as root" >&2; exit 1; }
 umask 022
 GO=${GO:-go}
+# Or every program with the race detector, each package's tests among them, waits a second at its end.
+export GORACE="atexit_sleep_ms=0 ${GORACE:-}"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 

@@ -81,7 +81,7 @@ func TestCRIKilledAtEveryPoint(t *testing.T) {
 				t.Errorf("%d sandboxes instead of one: %v", len(l.GetItems()), err)
 			}
 			c.again(t, "stop", func(ctx context.Context) error {
-				_, err := c.StopContainer(ctx, &v1.StopContainerRequest{ContainerId: id, Timeout: 5})
+				_, err := c.StopContainer(ctx, &v1.StopContainerRequest{ContainerId: id, Timeout: 1})
 				return err
 			})
 			if st := c.status(t, id); st.State != v1.ContainerState_CONTAINER_EXITED || st.FinishedAt == 0 {

@@ -35,7 +35,6 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "the end-to-end tests use namespaces, mounts and control groups: run as root (make test)")
 		os.Exit(1)
 	}
-	os.Setenv("GORACE", "atexit_sleep_ms=0") // or each command waits a second at its end
 	os.Exit(func() int {
 		// The daemon has the race detector where the tests have it; what runs per container not.
 		dir, remove, err := programs.Build(

@@ -45,6 +45,9 @@ func (p Program) name() string {
 // Build returns the directory that has the programs by their names, and what removes it.
 // Programs are static, but for those with the race detector.
 func Build(list ...Program) (dir string, remove func(), err error) {
+	if Race && os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=0") // or each of them waits a second at its end
+	}
 	dir, remove = os.Getenv(Env), func() {}
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "orlop-test-programs-"); err != nil {

@@ -211,6 +211,9 @@ func TestGivenUp(t *testing.T) {
 		t.Fatal("the container has no control group")
 		return 0
 	}
+	if err := r.c.ReopenLog(r.ctx, "a"); err != nil { // it is opened after the answer
+		t.Fatal(err)
+	}
 	fds := r.fds()
 	given := 0
 	for i := range 40 {
