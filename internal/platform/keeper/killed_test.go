@@ -12,6 +12,7 @@ import (
 
 // The keeper is killed again and again under writers; every line is there once.
 func TestKilledUnderWriters(t *testing.T) {
+	t.Parallel() // it waits more than it works, and names no fault point to the keepers of others
 	r := newRig(t)
 	const n = 100_000
 	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 3", n)
@@ -53,6 +54,7 @@ func TestKilledUnderWriters(t *testing.T) {
 // The same with output that comes in bursts larger than a FIFO, on both streams at once,
 // into files that are rotated all the time.
 func TestKilledUnderBursts(t *testing.T) {
+	t.Parallel() // it waits more than it works, and names no fault point to the keepers of others
 	r := newRig(t)
 	r.tools("awk")
 	const n = 400_000

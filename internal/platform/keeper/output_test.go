@@ -211,6 +211,7 @@ func TestLogMoved(t *testing.T) {
 
 // Several are attached: one reads, one reads late, one never. The container waits for none.
 func TestAttachSlow(t *testing.T) {
+	t.Parallel() // it waits more than it works, and names no fault point to the keepers of others
 	r := newRig(t)
 	r.tools("head", "tr", "seq")
 	s := r.sh("a", "read x; seq 300000; read x; exit 4")
