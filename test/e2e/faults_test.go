@@ -31,6 +31,7 @@ func TestDaemonKilledAtEveryPoint(t *testing.T) {
 	}
 	for _, point := range points {
 		t.Run(point, func(t *testing.T) {
+			t.Parallel() // each has a node of its own, and waits more than it works
 			n := newNode(t)
 			n.orlop("image", "pack", bin+"/notes", "-t", "localhost/notes:1", "--entrypoint", "/bin/notes")
 			n.kill()

@@ -77,12 +77,13 @@ var nodes atomic.Int32
 // tears the node down and fails the test if anything of it is left on the machine.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{t: t, name: fmt.Sprintf("e2e%d-%d", os.Getpid()%100000, nodes.Add(1))}
+	number := nodes.Add(1)
+	n := &node{t: t, name: fmt.Sprintf("e2e%d-%02d", os.Getpid()%100000, number)} // none the beginning of another's
 	n.root, n.run = "/var/lib/orlop-"+n.name, "/run/orlop-"+n.name
 	n.netns = "/run/netns/" + n.name
 	n.log = filepath.Join(t.TempDir(), "daemon.log")
 	n.config = filepath.Join(t.TempDir(), "config.yaml")
-	i := nodes.Load() % 250
+	i := number % 250
 	n.uplink, n.outside = fmt.Sprintf("10.209.%d.1", i), fmt.Sprintf("10.209.%d.2", i)
 	n.write(n.config, fmt.Sprintf(`
 instance: %s
