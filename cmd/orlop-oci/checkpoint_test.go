@@ -368,7 +368,8 @@ func TestCheckpointTerminal(t *testing.T) {
 		if res := r.run(append(args, r.id)...); res.code != 0 {
 			t.Fatalf("%v: %+v", args, res)
 		}
-		return receiveMaster(t, socket)
+		_, f := receive(t, socket)
+		return f
 	}
 	asks := func(m *os.File, what string) {
 		t.Helper()

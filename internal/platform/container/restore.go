@@ -236,7 +236,7 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 			return nil
 		}
 		if r.o.ConsoleSocket != "" {
-			return SendConsole(r.o.ConsoleSocket, n.File)
+			return sendConsole(r.o.ConsoleSocket, n.File)
 		}
 		if err := unix.SetNonblock(int(n.File.Fd()), true); err != nil {
 			return err
