@@ -446,6 +446,7 @@ func TestCheckpointOutside(t *testing.T) {
 	start("run", "-d", r.id)
 	r.counts()
 	r.ok("checkpoint", "--image-path", files+"/images", r.id)
+	unlocked(t, ns)
 	// An image that comes from elsewhere may lack the mount points.
 	os.RemoveAll(r.bundle + "/rootfs/real/place")
 	os.MkdirAll(r.bundle+"/rootfs/real/place", 0o755)
@@ -465,6 +466,7 @@ func TestCheckpointOutside(t *testing.T) {
 	if err := unix.Stat(ns, &st); err != nil || here != fmt.Sprintf("net:[%d]", st.Ino) {
 		t.Errorf("it is in %s, and should be in %d (%v)", here, st.Ino, err)
 	}
+	unlocked(t, ns)
 	r.kill()
 }
 

@@ -17,10 +17,18 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
-var afterRestored = fault.New("container.restore.process-recorded")
+// The places at which a restore can be cut short, beside those of a create.
+var (
+	afterPlace      = fault.New("container.restore.place-made")
+	afterStarted    = fault.New("container.restore.criu-started")
+	afterNamespaces = fault.New("container.restore.namespaces-made")
+	afterTree       = fault.New("container.restore.processes-made")
+	afterRestored   = fault.New("container.restore.process-recorded")
+)
 
 // Restore makes a container of what Checkpoint has saved and of a bundle, whose root filesystem must have
 // what the saved one had. Its processes run when Restore returns; the first is our child.
@@ -113,6 +121,7 @@ func (r *restoring) do(ctx context.Context) error {
 	if err := os.Mkdir(opts.Root, 0o700); err != nil {
 		return fmt.Errorf("make a place for the root filesystem: %w", err)
 	}
+	afterPlace.Hit()
 	req.Spawn = func(start criu.Start) error { return r.spawn(g, opts, start) }
 	defer func() {
 		opts.Images.Close() // both may be nil
@@ -120,6 +129,9 @@ func (r *restoring) do(ctx context.Context) error {
 	}()
 	req.Notify = func(n *criu.Notification) error { return r.notified(ctx, n) }
 	err = r.tool.Do(ctx, req)
+	if e := unlockNetwork(r.spec); err == nil {
+		err = e
+	}
 	if err == nil && r.pidfd == nil {
 		err = errs.New(errs.Internal, "CRIU does not tell which process it has restored")
 	}
@@ -158,6 +170,7 @@ func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start)
 		if err == nil && opts.Cgroups != criu.CgroupsIgnore {
 			opts.CgroupRoots, err = cgroupRoots(pid)
 		}
+		afterStarted.Hit()
 		return err
 	})
 }
@@ -218,6 +231,29 @@ func cgroupRoots(pid int) (list []criu.Pair, err error) {
 	return list, nil
 }
 
+// furnishNet makes the new network namespace of a process as a create would: CRIU brings it back empty, with
+// the loopback interface down, on which connections may be about to be restored.
+func furnishNet(spec *specs.Spec, pid int) error {
+	if !ownNamespace(spec, specs.NetworkNamespace) {
+		return nil
+	}
+	return namespace.Do(fmt.Sprintf("/proc/%d/ns/net", pid), func() error {
+		if err := namespace.LoopbackUp(); err != nil {
+			return fmt.Errorf("bring up the loopback interface: %w", err)
+		}
+		for name, value := range spec.Linux.Sysctl {
+			file, ok := strings.CutPrefix(strings.ReplaceAll(name, ".", "/"), "net/")
+			if !ok {
+				continue // CRIU has saved it
+			}
+			if err := os.WriteFile("/proc/sys/net/"+file, []byte(value), 0); err != nil {
+				return fmt.Errorf("linux.sysctl %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
 // notified does what has to be done at a stage of the restore.
 func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 	if n.PID > 0 && r.pid == 0 {
@@ -225,6 +261,10 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 	}
 	switch n.Script {
 	case "setup-namespaces":
+		afterNamespaces.Hit()
+		if err := furnishNet(r.spec, n.PID); err != nil {
+			return err
+		}
 		if h := r.spec.Hooks; h != nil {
 			state := r.hookState(specs.StateCreating)
 			state.Pid = n.PID
@@ -247,6 +287,7 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 		}
 		r.console = os.NewFile(uintptr(fd), "console")
 	case "post-restore":
+		afterTree.Hit()
 		r.pid = n.PID
 		fd, err := unix.PidfdOpen(n.PID, 0)
 		if err != nil {

@@ -136,7 +136,7 @@ func furnish(kinds []Kind, o Options, as func(Kind, func() error) error) error {
 		}
 	}
 	if slices.Contains(kinds, Net) {
-		if err := loUp(); err != nil {
+		if err := LoopbackUp(); err != nil {
 			return fmt.Errorf("bring up the loopback interface: %w", err)
 		}
 	}
@@ -300,7 +300,8 @@ func sysctl(name string) (Kind, string) {
 	return "", ""
 }
 
-func loUp() error {
+// LoopbackUp brings up the loopback interface of the calling thread's network namespace.
+func LoopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
