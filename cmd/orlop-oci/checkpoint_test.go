@@ -155,6 +155,8 @@ func TestCheckpointWithoutCRIU(t *testing.T) {
 	}{
 		{"id-mapped", func() { r.spec.Mounts[0].Options = []string{"bind", "idmap"} }},
 		{"SCMP_ACT_NOTIFY", func() { r.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }},
+		{"linux.netDevices", func() { r.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth9": {}} }},
+		{"linux.intelRdt", func() { r.spec.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
 		{"mount namespace", func() {
 			r.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace, Path: "/proc/self/ns/mnt"}}
 		}},

@@ -288,6 +288,9 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 		r.console = os.NewFile(uintptr(fd), "console")
 	case "post-restore":
 		afterTree.Hit()
+		if err := r.confined(n.PID); err != nil {
+			return err
+		}
 		r.pid = n.PID
 		fd, err := unix.PidfdOpen(n.PID, 0)
 		if err != nil {
@@ -302,6 +305,31 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 			return err
 		}
 		afterRestored.Hit()
+	}
+	return nil
+}
+
+// confined makes sure that the restored process has the label that the specification asks for, as a matter of
+// safety: CRIU gives it the one that it had, or that --lsm-profile names.
+func (r *restoring) confined(pid int) error {
+	p := r.spec.Process
+	want := p.ApparmorProfile
+	if p.SelinuxLabel != "" {
+		want = p.SelinuxLabel
+	}
+	if want == "" || r.images.LSMProfile != "" {
+		return nil
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	if err != nil && want == "unconfined" {
+		return nil // no module that could confine it
+	}
+	if err != nil {
+		return fmt.Errorf("see how the restored process is confined: %w", err)
+	}
+	has, _, _ := strings.Cut(strings.TrimRight(string(data), "\x00\n"), " (") // "profile (enforce)"
+	if has != want {
+		return errs.New(errs.FailedPrecondition, "the restored process is confined by %q, and the specification wants %q: correct it, or name the label by --lsm-profile", has, want)
 	}
 	return nil
 }
