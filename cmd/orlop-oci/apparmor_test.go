@@ -47,7 +47,7 @@ func TestRestoreAppArmor(t *testing.T) {
 	dir, again := r.saved()
 	r.spec.Process.ApparmorProfile = "unconfined"
 	r.save()
-	r.fails("is confined by \""+profile+"\", and the specification wants", "restore", "-d", "--image-path", dir, r.id)
+	r.fails(profile+"\\\", and the specification wants \\\"unconfined", "restore", "-d", "--image-path", dir, r.id)
 	r.gone()
 	r.spec.Process.ApparmorProfile = profile
 	r.save()

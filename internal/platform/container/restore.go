@@ -288,9 +288,6 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 		r.console = os.NewFile(uintptr(fd), "console")
 	case "post-restore":
 		afterTree.Hit()
-		if err := r.confined(n.PID); err != nil {
-			return err
-		}
 		r.pid = n.PID
 		fd, err := unix.PidfdOpen(n.PID, 0)
 		if err != nil {
@@ -305,6 +302,14 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 			return err
 		}
 		afterRestored.Hit()
+	case "pre-resume": // they have their labels now, and still stand still
+		if err := r.confined(r.pid); err != nil {
+			// CRIU lets them go on whatever is said.
+			if g, e := r.group(); e == nil && g != nil {
+				g.Kill(unix.SIGKILL)
+			}
+			return err
+		}
 	}
 	return nil
 }
