@@ -50,9 +50,11 @@ var hosts = []struct {
 		{pkg: "internal/platform/container"},
 		{pkg: "cmd/orlop-oci", run: "^(TestLifecycle|TestRun|TestExec|TestExecCgroup|TestGroupInUse|TestNotify|TestPauseUpdateEvents|TestAppArmor)$",
 			env: []string{"ORLOP_TEST_APPARMOR=1"}}, // its kernel has it
-		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestCheckpointTCP|TestRestoreDamaged)$",
+		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestRestoreDamaged)$",
 			env: []string{"ORLOP_TEST_CRIU=1"}},
-		{name: "criu restores", pkg: "cmd/orlop-oci", run: "^(TestRestoreFaults|TestRestoreInterrupted|TestRestoreForeground|TestRestoreLazy|TestRestoreAppArmor)$",
+		{name: "criu restores", pkg: "cmd/orlop-oci", run: "^(TestRestoreFaults|TestRestoreInterrupted|TestRestoreForeground)$",
+			env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "criu connections", pkg: "cmd/orlop-oci", run: "^(TestCheckpointTCP|TestRestoreLazy|TestRestoreAppArmor)$",
 			env: []string{"ORLOP_TEST_CRIU=1", "ORLOP_TEST_APPARMOR=1"}},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
