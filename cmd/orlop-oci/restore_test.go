@@ -41,9 +41,9 @@ func (r *rig) saved(flags ...string) (dir string, again func()) {
 }
 
 // restores restores what saved has saved, sees that it goes on, and ends it.
-func (r *rig) restores(dir string, flags ...string) {
+func (r *rig) restores(dir string) {
 	r.t.Helper()
-	if res := r.run(slices.Concat([]string{"restore", "-d", "--image-path", dir}, flags, []string{r.id})...); res.code != 0 {
+	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
 		r.t.Fatalf("restore: %+v\n%s", res, lastLines(dir+"/restore.log"))
 	}
 	r.counts()
@@ -194,6 +194,8 @@ func TestCheckpointTCP(t *testing.T) {
 			r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, ns)
 			r.save()
 			if name == "own" {
+				r.spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "77"}
+				r.save()
 				r.ok("run", "-d", r.id)
 				r.counts()
 				r.fails("tcp-established", "checkpoint", "--image-path", filepath.Join(t.TempDir(), "images"), r.id)
@@ -202,10 +204,16 @@ func TestCheckpointTCP(t *testing.T) {
 			}
 			dir, again := r.saved("--tcp-established")
 			again()
-			r.restores(dir, "--tcp-established")
+			if res := r.run("restore", "-d", "--image-path", dir, "--tcp-established", r.id); res.code != 0 {
+				t.Fatalf("%+v\n%s", res, lastLines(dir+"/restore.log"))
+			}
+			r.counts()
 			if name == "joined" {
 				unlocked(t, ns.Path)
+			} else if out := r.ok("exec", r.id, "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"); out != "77\n" {
+				t.Errorf("its sysctl is %q", out)
 			}
+			r.kill()
 		})
 	}
 }

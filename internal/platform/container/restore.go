@@ -231,27 +231,27 @@ func cgroupRoots(pid int) (list []criu.Pair, err error) {
 	return list, nil
 }
 
-// furnishNet makes the new network namespace of a process as a create would: CRIU brings it back empty, with
-// the loopback interface down, on which connections may be about to be restored.
-func furnishNet(spec *specs.Spec, pid int) error {
-	if !ownNamespace(spec, specs.NetworkNamespace) {
-		return nil
-	}
-	return namespace.Do(fmt.Sprintf("/proc/%d/ns/net", pid), func() error {
-		if err := namespace.LoopbackUp(); err != nil {
+// furnish makes the new namespaces of a process as a create would: CRIU brings back a network namespace that is empty,
+// with the loopback interface down, on which connections may be about to be restored. Sysctls may be of interfaces that hooks make.
+func (r *restoring) furnish(ctx context.Context, pid int) error {
+	own, inside := ownNamespace(r.spec, specs.NetworkNamespace), fmt.Sprintf("/proc/%d/ns/net", pid)
+	if own {
+		if err := namespace.Do(inside, namespace.LoopbackUp); err != nil {
 			return fmt.Errorf("bring up the loopback interface: %w", err)
 		}
-		for name, value := range spec.Linux.Sysctl {
-			file, ok := strings.CutPrefix(strings.ReplaceAll(name, ".", "/"), "net/")
-			if !ok {
-				continue // CRIU has saved it
-			}
-			if err := os.WriteFile("/proc/sys/net/"+file, []byte(value), 0); err != nil {
-				return fmt.Errorf("linux.sysctl %s: %w", name, err)
-			}
+	}
+	if h := r.spec.Hooks; h != nil {
+		state := r.hookState(specs.StateCreating)
+		state.Pid = pid
+		//lint:ignore SA1019 engines still use it
+		if err := executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state); err != nil {
+			return err
 		}
+	}
+	if !own {
 		return nil
-	})
+	}
+	return namespace.Do(inside, func() error { return namespace.SetSysctls([]namespace.Kind{namespace.Net}, r.spec.Linux.Sysctl) })
 }
 
 // notified does what has to be done at a stage of the restore.
@@ -262,15 +262,7 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 	switch n.Script {
 	case "setup-namespaces":
 		afterNamespaces.Hit()
-		if err := furnishNet(r.spec, n.PID); err != nil {
-			return err
-		}
-		if h := r.spec.Hooks; h != nil {
-			state := r.hookState(specs.StateCreating)
-			state.Pid = n.PID
-			//lint:ignore SA1019 engines still use it
-			return executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state)
-		}
+		return r.furnish(ctx, n.PID)
 	case "orphan-pts-master":
 		if n.File == nil || r.console != nil {
 			return nil
