@@ -12,18 +12,17 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// A profile of AppArmor confines the container, and each command the one that it asks for.
-func TestAppArmor(t *testing.T) {
+// loadProfiles has the kernel confine by these profiles as long as the test runs. Where it has no AppArmor the test is
+// passed over, which the test machine does not let happen.
+func loadProfiles(t *testing.T, text string) {
+	t.Helper()
 	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); string(on) != "Y\n" {
 		if os.Getenv("ORLOP_TEST_APPARMOR") != "" {
 			t.Fatalf("AppArmor is not enabled: %q", on)
 		}
-		t.Skip("this kernel has no AppArmor: run by test/vm (TestHosts/v2/orlop-oci)")
+		t.Skip("this kernel has no AppArmor: run by test/vm (TestHosts/v2)")
 	}
-	const all = "file, capability, network, signal, ptrace, mount, umount,"
-	first, second := fmt.Sprintf("orlop-test-%d", os.Getpid()), fmt.Sprintf("orlop-test-%d-second", os.Getpid())
 	profiles := filepath.Join(t.TempDir(), "profiles")
-	text := fmt.Sprintf("profile %s flags=(attach_disconnected) { %s deny /tmp/secret rw, deny /tmp/kept w, }\nprofile %s flags=(attach_disconnected) { %s deny /tmp/kept w, }\n", first, all, second, all)
 	if err := os.WriteFile(profiles, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +33,40 @@ func TestAppArmor(t *testing.T) {
 		}
 	}
 	parser("--replace")
-	defer parser("--remove")
+	t.Cleanup(func() { parser("--remove") })
+}
+
+// A restored container is confined as it was, and one that would not be as its specification says is not restored.
+func TestRestoreAppArmor(t *testing.T) {
+	needCRIU(t)
+	profile := fmt.Sprintf("orlop-restore-%d", os.Getpid())
+	loadProfiles(t, fmt.Sprintf("profile %s flags=(attach_disconnected) { file, capability, network, signal, ptrace, mount, umount, unix, deny /tmp/kept w, }\n", profile))
+	r := counterRig(t)
+	r.spec.Process.ApparmorProfile = profile
+	r.save()
+	dir, again := r.saved()
+	r.spec.Process.ApparmorProfile = "unconfined"
+	r.save()
+	r.fails(profile+"\\\", and the specification wants \\\"unconfined", "restore", "-d", "--image-path", dir, r.id)
+	r.gone()
+	r.spec.Process.ApparmorProfile = profile
+	r.save()
+	again()
+	if res := r.run("restore", "-d", "--image-path", dir, r.id); res.code != 0 {
+		t.Fatalf("%+v\n%s", res, lastLines(dir+"/restore.log"))
+	}
+	r.counts()
+	if now, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", r.state().Pid)); string(now) != profile+" (enforce)\n" {
+		t.Errorf("it is confined by %q (%v)", now, err)
+	}
+	r.kill()
+}
+
+// A profile of AppArmor confines the container, and each command the one that it asks for.
+func TestAppArmor(t *testing.T) {
+	const all = "file, capability, network, signal, ptrace, mount, umount,"
+	first, second := fmt.Sprintf("orlop-test-%d", os.Getpid()), fmt.Sprintf("orlop-test-%d-second", os.Getpid())
+	loadProfiles(t, fmt.Sprintf("profile %s flags=(attach_disconnected) { %s deny /tmp/secret rw, deny /tmp/kept w, }\nprofile %s flags=(attach_disconnected) { %s deny /tmp/kept w, }\n", first, all, second, all))
 
 	const look = "cat /proc/self/attr/current; cat /tmp/secret; echo x >/tmp/kept"
 	confined := first + " (enforce)\n"

@@ -155,6 +155,8 @@ func TestCheckpointWithoutCRIU(t *testing.T) {
 	}{
 		{"id-mapped", func() { r.spec.Mounts[0].Options = []string{"bind", "idmap"} }},
 		{"SCMP_ACT_NOTIFY", func() { r.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }},
+		{"linux.netDevices", func() { r.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth9": {}} }},
+		{"linux.intelRdt", func() { r.spec.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
 		{"mount namespace", func() {
 			r.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace, Path: "/proc/self/ns/mnt"}}
 		}},
@@ -368,7 +370,8 @@ func TestCheckpointTerminal(t *testing.T) {
 		if res := r.run(append(args, r.id)...); res.code != 0 {
 			t.Fatalf("%v: %+v", args, res)
 		}
-		return receiveMaster(t, socket)
+		_, f := receive(t, socket)
+		return f
 	}
 	asks := func(m *os.File, what string) {
 		t.Helper()
@@ -445,6 +448,7 @@ func TestCheckpointOutside(t *testing.T) {
 	start("run", "-d", r.id)
 	r.counts()
 	r.ok("checkpoint", "--image-path", files+"/images", r.id)
+	unlocked(t, ns)
 	// An image that comes from elsewhere may lack the mount points.
 	os.RemoveAll(r.bundle + "/rootfs/real/place")
 	os.MkdirAll(r.bundle+"/rootfs/real/place", 0o755)
@@ -464,6 +468,7 @@ func TestCheckpointOutside(t *testing.T) {
 	if err := unix.Stat(ns, &st); err != nil || here != fmt.Sprintf("net:[%d]", st.Ino) {
 		t.Errorf("it is in %s, and should be in %d (%v)", here, st.Ino, err)
 	}
+	unlocked(t, ns)
 	r.kill()
 }
 

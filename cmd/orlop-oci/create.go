@@ -21,6 +21,7 @@ func (m *making) flags(f *flags) {
 	f.str(&m.o.Bundle, "bundle", ".", "DIR", "the bundle (default: the working directory)")
 	f.short("b")
 	f.str(&m.o.ConsoleSocket, "console-socket", "", "PATH", "socket that is sent the master of the terminal")
+	f.str(&m.o.PIDFDSocket, "pidfd-socket", "", "PATH", "socket that is sent a descriptor of the container's process (pidfd)")
 	f.str(&m.o.PIDFile, "pid-file", "", "FILE", "write the number of the container's process to this file")
 	f.bool(&m.o.NoPivot, "no-pivot", "", "do not use pivot_root(2): for hosts whose root is an initramfs")
 	f.bool(&m.o.NoNewKeyring, "no-new-keyring", "", "leave the process the session keyring of the caller")

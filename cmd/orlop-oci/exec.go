@@ -30,6 +30,7 @@ func execCommand(f *flags) func(*app, []string) error {
 	var o container.ExecOptions
 	var preserve int
 	f.str(&o.ConsoleSocket, "console-socket", "", "PATH", "socket that is sent the master of the terminal")
+	f.str(&o.PIDFDSocket, "pidfd-socket", "", "PATH", "socket that is sent a descriptor of the process (pidfd)")
 	f.str(&x.cwd, "cwd", "", "DIR", "working directory in the container")
 	f.strs(&x.env, "env", "NAME=VALUE", "set a variable of the environment (may be given several times)")
 	f.short("e")

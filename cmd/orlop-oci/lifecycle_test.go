@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
@@ -78,6 +79,8 @@ func TestSystemd(t *testing.T) {
 		"org.systemd.property.After":          "['ocitest-other.service']",
 		"org.systemd.property.MemoryHigh":     "uint64 33554432",
 	}
+	r.spec.Linux.Resources.CPU = &specs.LinuxCPU{Cpus: "0", Mems: "0"}
+	r.spec.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
 	r.save()
 	property := func(name string) string {
 		out, err := exec.Command("systemctl", "show", "-P", name, unit).Output()
@@ -89,6 +92,14 @@ func TestSystemd(t *testing.T) {
 	r.ok("--systemd-cgroup", "run", "-d", r.id)
 	if got, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", r.state().Pid)); string(got) != "0::/ocitest.slice/"+unit+"\n" {
 		t.Errorf("the container is in %q", got)
+	}
+	// Inside it sees its limits, and every controller that the host has.
+	if got := r.ok("exec", r.id, "sh", "-c", "cd /sys/fs/cgroup && cat cpuset.cpus cpuset.mems hugetlb.2MB.max"); got != "0\n0\n4194304\n" {
+		t.Errorf("it sees the limits %q", got)
+	}
+	host, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	if got := r.ok("exec", r.id, "cat", "/sys/fs/cgroup/cgroup.controllers"); err != nil || got != string(host) {
+		t.Errorf("it has the controllers %q, the host %q (%v)", got, host, err)
 	}
 	r.ok("update", "--memory", "64m", "--pids-limit", "55", r.id)
 	for name, want := range map[string]string{"ActiveState": "active", "MemoryMax": "67108864", "TasksMax": "55",

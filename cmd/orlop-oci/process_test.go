@@ -8,10 +8,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 func TestExec(t *testing.T) {
@@ -65,8 +68,8 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// receiveMaster takes the master of a terminal from who connects to a console socket.
-func receiveMaster(t *testing.T, l *net.UnixListener) *os.File {
+// receive takes a descriptor, and the message with it, from who connects to a socket.
+func receive(t *testing.T, l *net.UnixListener) (message string, f *os.File) {
 	t.Helper()
 	l.SetDeadline(time.Now().Add(10 * time.Second))
 	c, err := l.AcceptUnix()
@@ -88,7 +91,22 @@ func receiveMaster(t *testing.T, l *net.UnixListener) *os.File {
 		t.Fatal(fds, err)
 	}
 	unix.SetNonblock(fds[0], true)
-	return os.NewFile(uintptr(fds[0]), "master")
+	return string(buf[:n]), os.NewFile(uintptr(fds[0]), "received")
+}
+
+// listen makes a socket at a path that is short enough for one.
+func listen(t *testing.T) (l *net.UnixListener, path string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "orlop-oci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if l, err = net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s", Net: "unix"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l, dir + "/s"
 }
 
 // A console socket gets the master of the terminal (create and exec).
@@ -97,26 +115,17 @@ func TestConsoleSocket(t *testing.T) {
 	r.spec.Process.Terminal = true
 	r.spec.Process.ConsoleSize = nil
 	r.save()
-	dir, err := os.MkdirTemp("", "orlop-oci")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s", Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	r.ok("create", "--console-socket", dir+"/s", r.id)
-	master := receiveMaster(t, l)
+	l, socket := listen(t)
+	r.ok("create", "--console-socket", socket, r.id)
+	_, master := receive(t, l)
 	defer master.Close()
 	unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77})
 	unix.SetNonblock(int(master.Fd()), true)
 	r.ok("start", r.id)
-	if res := r.run("exec", "-t", "-d", "--console-socket", dir+"/s", r.id, "sh", "-c", "tty; exit 0"); res.code != 0 {
+	if res := r.run("exec", "-t", "-d", "--console-socket", socket, r.id, "sh", "-c", "tty; exit 0"); res.code != 0 {
 		t.Fatalf("%+v", res)
 	}
-	second := receiveMaster(t, l)
+	_, second := receive(t, l)
 	if out := all(second); !strings.Contains(out, "/dev/pts/1") {
 		t.Errorf("exec wrote %q", out)
 	}
@@ -128,6 +137,88 @@ func TestConsoleSocket(t *testing.T) {
 	r.reaches("stopped")
 	r.ok("delete", r.id)
 	r.fails("cannot allocate tty", "create", r.id)
+}
+
+// A pidfd socket gets a descriptor of the process, before it is started, and words by which one tells
+// the container's process from a further one.
+func TestPIDFDSocket(t *testing.T) {
+	r := newRig(t, "/bin/sleep", "100")
+	l, socket := listen(t)
+	signal := func(f *os.File, sig syscall.Signal) {
+		t.Helper()
+		if err := pidfd.Signal(f, sig); err != nil {
+			t.Error(err)
+		}
+	}
+	number := func(f *os.File) string { // proc_pid_fdinfo(5)
+		data, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(data), "Pid:\t")
+		pid, _, _ := strings.Cut(rest, "\n")
+		return pid
+	}
+	r.ok("create", "--pidfd-socket", socket, r.id)
+	message, first := receive(t, l)
+	defer first.Close()
+	if pid := strconv.Itoa(r.state().Pid); message != "standard" || number(first) != pid {
+		t.Errorf("create sent %q with a descriptor of %s, want one of %s", message, number(first), pid)
+	}
+	r.ok("start", r.id)
+	pidFile := t.TempDir() + "/pid"
+	if res := r.run("exec", "-d", "--pidfd-socket", socket, "--pid-file", pidFile, r.id, "sleep", "100"); res.code != 0 {
+		t.Fatalf("%+v", res)
+	}
+	message, further := receive(t, l)
+	defer further.Close()
+	if pid, _ := os.ReadFile(pidFile); message != "setns" || number(further) != string(pid) {
+		t.Errorf("exec sent %q with a descriptor of %s, want one of %s", message, number(further), pid)
+	}
+	signal(further, syscall.SIGKILL)
+	eventually(t, "the command still runs", func() (bool, string) {
+		reapOrphans(false)
+		return number(further) == "-1" || unix.Kill(atoi(t, pidFile), 0) == unix.ESRCH, ""
+	})
+	if st := r.state().Status; st != "running" {
+		t.Errorf("the container is %s", st)
+	}
+	signal(first, syscall.SIGKILL)
+	r.reaches("stopped")
+	r.ok("delete", r.id)
+
+	// In the foreground it is sent too.
+	done := make(chan result, 1)
+	go func() { done <- r.run("run", "--pidfd-socket", socket, r.id) }()
+	message, first = receive(t, l)
+	defer first.Close()
+	r.reaches("running")
+	signal(first, syscall.SIGKILL)
+	if res := <-done; message != "standard" || res.code != 137 {
+		t.Errorf("run sent %q and ended so: %+v", message, res)
+	}
+
+	// Where nobody listens nothing is made.
+	l.Close()
+	r.fails("pidfd socket "+socket, "create", "--pidfd-socket", socket, r.id)
+	r.fails("pidfd socket /no/such", "run", "--pidfd-socket", "/no/such", r.id)
+	r.fails("container does not exist", "state", r.id)
+	r.ok("run", "-d", r.id)
+	r.fails("pidfd socket /no/such", "exec", "--pidfd-socket", "/no/such", r.id, "true")
+	r.kill()
+}
+
+func atoi(t *testing.T, file string) int {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(string(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // In the foreground the terminal is the caller's.

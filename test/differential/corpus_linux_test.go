@@ -288,6 +288,10 @@ func resourceCases() []Case {
 			r.Rdma = map[string]specs.LinuxRdma{"mlx5_1": {HcaHandles: ptr(uint32(3))}}
 		}),
 		limit("unified", func(r *specs.LinuxResources) { r.Unified = map[string]string{"memory.high": "100000000"} }),
+		limit("unified-several", func(r *specs.LinuxResources) {
+			r.Unified = map[string]string{"cpuset.cpus": "0", "hugetlb.2MB.max": "2097152", "pids.max": "100", "cpu.weight": "33"}
+		}),
+		limit("unified-misc", func(r *specs.LinuxResources) { r.Unified = map[string]string{"misc.max": "no_such_resource 1"} }),
 		limit("unified-bad", func(r *specs.LinuxResources) { r.Unified = map[string]string{"no.such.file": "1"} }),
 		limit("all", func(r *specs.LinuxResources) {
 			r.Memory = &specs.LinuxMemory{Limit: ptr(int64(64 * mib)), Swap: ptr(int64(128 * mib)), Reservation: ptr(int64(32 * mib))}

@@ -37,10 +37,23 @@ func sample() int {
 }
 
 // vital are the cases that run in any sample: each layout of control groups, and each kernel, has a
-// way of its own to do them.
-const vital = "resources-all|resources-unified|resources-memory-limit-swap|resources-memory-limit-swap-unlimited|resources-memory-swap-alone|resources-cpu-idle|resources-cpu-quota|" +
-	"resources-block-read-bps|resources-hugepages|cgroups-path-*|mount-cgroup*|device-rules-deny-after|user-namespace-devices|user-namespace-cgroup|namespace-new-time|time-offsets|" +
-	"namespace-join-several|update-all|update-json-unified|update-memory-of-both-twice|update-memory-none-of-both|update-half-refused-late|update-cpu-burst-then-less|update-cpu-idle-and-back"
+// way of its own to do them. Of devices, system call filters and hooks they are one of each kind.
+var vital = strings.Join([]string{
+	// Control groups: every controller, where groups are, and changes of limits.
+	"resources-all|resources-unified*|resources-memory-limit-swap|resources-memory-limit-swap-unlimited|resources-memory-swap-alone|resources-cpu-idle|resources-cpu-quota",
+	"resources-cpu-set|resources-cpu-set-missing|resources-block-read-bps|resources-hugepages*|resources-rdma|cgroups-path-*|mount-cgroup*",
+	"update-all|update-cpuset|update-json-unified|update-memory-of-both-twice|update-memory-none-of-both|update-half-refused-late|update-cpu-burst-then-less|update-cpu-idle-and-back",
+	// Devices: which may be used a program decides on cgroup v2, a list on v1.
+	"device-character|device-several|device-rules-none|device-rules-read-only|device-rules-mknod-only|device-rules-deny-part|device-rules-deny-after",
+	"device-rules-allow-then-deny-all|device-rules-access-bad",
+	// Filters of system calls: what the kernel knows of them grows.
+	"seccomp-default|seccomp-trap|seccomp-kill-process|seccomp-errno-execve|seccomp-notify-write|seccomp-argument-masked|seccomp-enosys-above|seccomp-flags-wait-killable",
+	// Hooks: when each runs and what it is told, and how the container ends with one that fails or takes too long.
+	"hooks-all|hook-sees-mounts|hook-startContainer|hook-fails-createRuntime|hook-timeout-prestart",
+	"user-namespace-devices|user-namespace-cgroup|namespace-new-time|time-offsets|namespace-join-several",
+	// Combinations, four beside those of the sample.
+	"seed-5+*|seed-23+*|seed-25+*|seed-45+*",
+}, "|")
 
 // reference is what Orlop is compared with: Debian's runc knows version 1.0 of the
 // specification. ORLOP_RUNC names another one.

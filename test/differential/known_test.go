@@ -50,7 +50,6 @@ var known = []difference{
 	{cases: "update-memory-swap-less", finding: "cgroup memory memory.memsw.limit_in_bytes", kind: design, reason: "Of an update that is refused nothing stays; runc leaves the part that was set."},
 	{cases: "update-half-refused*|update-json-unified-bad", finding: "cgroup *", kind: design, v2: true, reason: "As above, on cgroup v2."},
 	{cases: "bind-tree*|bind-proc|namespace-only-mount", finding: "mount /mnt|mount /host-proc|mount /sys", kind: design, chance: true, reason: "What the source's mount forbids (nosuid, noexec, nodev) stays forbidden where the options do not say otherwise; runc's remount takes it away. It depends on how the host has mounted its /dev, /proc and /sys."},
-	{cases: "cgroups-path-deep", finding: "cgroup *", kind: design, v2: true, reason: "A group is handed the controllers that limits and statistics of containers need (cpu, io, memory, pids), others where a limit asks; runc hands down all."},
 	{cases: "masked-twice", finding: "mount /etc (2)", kind: design, reason: "A path that is listed twice is masked twice."},
 
 	{cases: "capabilities-absent", finding: "*", kind: spec, reason: "Who asks for no capabilities gets none; runc leaves all that it has."},

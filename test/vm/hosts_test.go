@@ -52,6 +52,10 @@ var hosts = []struct {
 			env: []string{"ORLOP_TEST_APPARMOR=1"}}, // its kernel has it
 		{name: "criu", pkg: "cmd/orlop-oci", run: "^(TestCheckpoint|TestCheckpointLeavesRunning|TestCheckpointTerminal|TestCheckpointOutside|TestRestoreDamaged)$",
 			env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "criu restores", pkg: "cmd/orlop-oci", run: "^(TestRestoreFaults|TestRestoreInterrupted|TestRestoreForeground)$",
+			env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "criu connections", pkg: "cmd/orlop-oci", run: "^(TestCheckpointTCP|TestRestoreLazy|TestRestoreAppArmor)$",
+			env: []string{"ORLOP_TEST_CRIU=1", "ORLOP_TEST_APPARMOR=1"}},
 		{pkg: "internal/platform/keeper", run: "^(TestKilledAtGate|TestSharedPID|TestReapedLate|TestSignalAll|TestPause|TestOOM|TestOOMOfChild|" +
 			"TestExecAndAttach|TestExecOutlivesKeeper|TestExecErrors|TestEndsWithoutKeeper|TestTerminalOpenedAgain|TestUpgrade|TestLifecycle)$"},
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},

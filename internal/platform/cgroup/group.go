@@ -110,9 +110,9 @@ func (h *Host) create(g *Group, p *plan) (err error) {
 		}
 	}
 	if h.unified.mount != "" {
-		want := h.delegated(p)
+		want, rest := h.delegated(p)
 		if err := makeDirs(h.unified.mount, g.rel, &made, func(parent, dir string) error {
-			return enable(parent, want)
+			return enable(parent, want, rest)
 		}); err != nil {
 			return err
 		}
@@ -125,17 +125,21 @@ func (h *Host) create(g *Group, p *plan) (err error) {
 	return nil
 }
 
-// delegated lists the controllers that a new group in cgroup2 gets from its parents:
-// on V2 those that pods always want, and in any layout those that the plan sets.
-func (h *Host) delegated(p *plan) []string {
-	var want []string
+// delegated lists the controllers that a new group in cgroup2 gets from its parents: those
+// that it has to have, which in any layout are what the plan sets, and on V2 what pods always want; and on
+// V2 the rest of what the host has. What runs in the group may be a runtime itself, and looks for
+// them (kubelet does not start without cpuset); and what is there must not depend on what a neighbour asked for.
+func (h *Host) delegated(p *plan) (want, rest []string) {
 	for _, c := range h.unified.controllers {
 		always := h.layout.Mode == V2 && (c == "cpu" || c == "memory" || c == "pids" || c == "io")
-		if always || p.needs(c, true) {
+		switch {
+		case always || p.needs(c, true):
 			want = append(want, c)
+		case h.layout.Mode == V2:
+			rest = append(rest, c)
 		}
 	}
-	return want
+	return want, rest
 }
 
 // makeDirs makes every directory of rel below mount and calls ready for each, made or
@@ -176,23 +180,18 @@ func makeDir(parent, dir string, made *[]string, ready func(parent, dir string) 
 	return ready(parent, dir)
 }
 
-// enable hands controllers of a cgroup2 group to its children.
-func enable(parent string, want []string) error {
-	if len(want) == 0 {
+// enable hands controllers of a cgroup2 group to its children; those of rest where that
+// is allowed.
+func enable(parent string, want, rest []string) error {
+	if len(want)+len(rest) == 0 {
 		return nil
 	}
 	now, err := read(parent, "cgroup.subtree_control")
 	if err != nil {
 		return err
 	}
-	have := strings.Fields(now)
-	var missing []string
-	for _, c := range want {
-		if !slices.Contains(have, c) {
-			missing = append(missing, "+"+c)
-		}
-	}
-	if len(missing) == 0 {
+	want, rest = among(want, now, true), among(rest, now, true)
+	if len(want)+len(rest) == 0 {
 		return nil
 	}
 	// What the group itself was not given, as in a delegated subtree, it cannot hand
@@ -201,17 +200,28 @@ func enable(parent string, want []string) error {
 	if err != nil {
 		return err
 	}
-	missing = slices.DeleteFunc(missing, func(c string) bool { return !slices.Contains(strings.Fields(given), c[1:]) })
-	if len(missing) == 0 {
-		return nil
+	want, rest = among(want, given, false), among(rest, given, false)
+	hand := func(list []string) error {
+		if len(list) == 0 {
+			return nil
+		}
+		return write(parent, "cgroup.subtree_control", "+"+strings.Join(list, " +"))
 	}
-	err = write(parent, "cgroup.subtree_control", strings.Join(missing, " "))
+	if err = hand(slices.Concat(want, rest)); err != nil && len(rest) > 0 {
+		err = hand(want) // the kernel takes all of a line or nothing
+	}
 	if errors.Is(err, errs.InUse) {
 		return errs.New(errs.FailedPrecondition,
 			"hand %s to the children of %s: processes live in that group itself, and cgroup2 allows limits below a group only if it has none; name a parent group without processes: %w",
-			strings.Join(missing, " "), parent, err)
+			strings.Join(want, " "), parent, err)
 	}
 	return err
+}
+
+// among are those of list that are among the words of a control file, or with no that are not.
+func among(list []string, words string, no bool) []string {
+	has := strings.Fields(words)
+	return slices.DeleteFunc(slices.Clone(list), func(c string) bool { return slices.Contains(has, c) == no })
 }
 
 // inheritCPUSet fills in what a new v1 cpuset does not have by itself: without CPUs and

@@ -156,6 +156,9 @@ func planHugeTLB(p planner, limits []specs.LinuxHugepageLimit) error {
 		if err != nil {
 			return err
 		}
+		if sizes := hugepageSizes(); len(sizes) > 0 && !slices.Contains(sizes, size) {
+			return errs.New(errs.Unsupported, "hugepageLimits: page size %s: this host has %s", l.Pagesize, strings.Join(sizes, ", "))
+		}
 		use, reserve := ".limit_in_bytes", ".rsvd.limit_in_bytes"
 		if p.v2 {
 			use, reserve = ".max", ".rsvd.max"

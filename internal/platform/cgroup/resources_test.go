@@ -220,6 +220,10 @@ func TestHugepages(t *testing.T) {
 		if err != nil || s.HugeTLB[sizes[0]].LimitBytes != 4<<30 {
 			t.Errorf("%+v, %v", s.HugeTLB, err)
 		}
+		res.HugepageLimits[0].Pagesize = "4GB" // of no processor
+		if err := g.Update(res); !errors.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "this host has") {
+			t.Errorf("a size that there is not: %v", err)
+		}
 	})
 }
 

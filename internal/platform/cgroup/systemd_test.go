@@ -139,7 +139,8 @@ func TestSystemd(t *testing.T) {
 
 	app, err := h.Create(pod.Path()+"/app", &specs.LinuxResources{
 		Memory: &specs.LinuxMemory{Limit: to(int64(64 << 20)), Swap: to(int64(64 << 20))}, Pids: &specs.LinuxPids{Limit: to(int64(40))},
-		CPU: &specs.LinuxCPU{Cpus: "0", Burst: to(uint64(1000)), Quota: to(int64(50000))}, Devices: usual})
+		CPU: &specs.LinuxCPU{Cpus: "0", Mems: "0", Burst: to(uint64(1000)), Quota: to(int64(50000))}, Devices: usual,
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +178,12 @@ func TestSystemd(t *testing.T) {
 	}
 	if out, err := exec.Command("systemctl", "daemon-reload").CombinedOutput(); err != nil {
 		t.Errorf("daemon-reload: %v %s", err, out)
+	}
+	// Some controllers systemd knows nothing of, and it must not take them away.
+	checkControllers(t, h, app)
+	checkControllers(t, h, pod)
+	if file(app, "cpuset.cpus") != "0" || file(app, "cpuset.mems") != "0" || file(app, "hugetlb.2MB.max") != "4194304" {
+		t.Errorf("after daemon-reload: %s, %s, %s", file(app, "cpuset.cpus"), file(app, "cpuset.mems"), file(app, "hugetlb.2MB.max"))
 	}
 	if file(app, "memory.max") != "83886080" || file(pod, "cpu.max") != "150000 100000" || file(app, "cpu.max.burst") != "1000" {
 		t.Errorf("after daemon-reload: %s, %s, %s", file(app, "memory.max"), file(pod, "cpu.max"), file(app, "cpu.max.burst"))

@@ -56,8 +56,8 @@ func (g *Group) update(p *plan) error {
 	}
 	if g.host.unified.mount != "" {
 		var made []string
-		want := g.host.delegated(p)
-		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want) }); err != nil {
+		want, rest := g.host.delegated(p)
+		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want, rest) }); err != nil {
 			return err
 		}
 	}

@@ -126,6 +126,11 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (err er
 		return writeManifest(o.Dir, o.Cgroups)
 	}
 	afterSaved.Hit()
+	if !o.TCPEstablished { // else others' packets would be answered by a reset, and the connections be lost
+		if err := unlockNetwork(spec); err != nil {
+			c.store.o.Log.Warn("the network stays locked", "container", c.rec.ID, "error", err)
+		}
+	}
 	return c.remove(ctx)
 }
 

@@ -48,6 +48,9 @@ type CreateOptions struct {
 	Bundle string
 	// PIDFile, where it is not empty, is written the number of the process.
 	PIDFile string
+	// PIDFDSocket, where it is not empty, is the path of a socket that is sent a descriptor of
+	// the process (pidfd_open(2)) before it can be started.
+	PIDFDSocket string
 	// Gate lets any process start the container. Without it the Container that Create
 	// returns must be, and the process ends when its maker does before that.
 	Gate bool
@@ -62,6 +65,7 @@ type CreateOptions struct {
 	ListenFDs int
 
 	restores bool
+	pidfds   *receiver // of PIDFDSocket, nil if there is none
 }
 
 // Create makes a container and its process, which then waits to be started. On error
@@ -106,6 +110,12 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 		if c.properties, err = cgroup.Properties(spec.Annotations); err != nil {
 			return nil, err
 		}
+	}
+	if o.pidfds, err = awaitsPIDFD(o.PIDFDSocket); err != nil {
+		return nil, err
+	}
+	if o.pidfds != nil {
+		defer o.pidfds.Close()
 	}
 	if err := s.mkdir(ctx, c); err != nil {
 		return nil, err
@@ -281,7 +291,7 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 			return fmt.Errorf("open the gate: %w", err)
 		}
 		defer cfg.Gate.Close()
-		cfg.Created = func(p *executor.Process) error { return c.record(p, o.ConsoleSocket) }
+		cfg.Created = func(p *executor.Process) error { return c.record(p, o) }
 	}
 	if err := c.saveFilter(); err != nil {
 		return err
@@ -292,13 +302,13 @@ func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
 	}
 	c.proc = p
 	if !o.Gate {
-		return c.record(p, o.ConsoleSocket)
+		return c.record(p, o)
 	}
 	return nil
 }
 
-// record writes down the process that is ready, and gives its terminal away.
-func (c *Container) record(p *executor.Process, consoleSocket string) (err error) {
+// record writes down the process that is ready, and gives its terminal and its descriptor away.
+func (c *Container) record(p *executor.Process, o CreateOptions) (err error) {
 	afterProcess.Hit()
 	c.rec.PID = p.PID()
 	if c.rec.Start, err = pidfd.StartTime(c.rec.PID); err != nil {
@@ -307,8 +317,13 @@ func (c *Container) record(p *executor.Process, consoleSocket string) (err error
 	if err := c.write(); err != nil {
 		return err
 	}
-	if consoleSocket != "" && p.Console() != nil {
-		return SendConsole(consoleSocket, p.Console())
+	if o.ConsoleSocket != "" && p.Console() != nil {
+		if err := sendConsole(o.ConsoleSocket, p.Console()); err != nil {
+			return err
+		}
+	}
+	if o.pidfds != nil {
+		return o.pidfds.send(pidfdFirst, p.PIDFD())
 	}
 	return nil
 }

@@ -17,6 +17,8 @@ type ExecOptions struct {
 	Stdio
 	Process *specs.Process
 	PIDFile string
+	// PIDFDSocket is as in CreateOptions.
+	PIDFDSocket string
 	// Detach tells that the caller does not stay.
 	Detach bool
 	// IgnorePaused waits until a paused container is resumed.
@@ -33,6 +35,13 @@ type ExecOptions struct {
 func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Process, err error) {
 	if err := checkConsole(o.Process, o.ConsoleSocket, o.Detach); err != nil {
 		return nil, err
+	}
+	pidfds, err := awaitsPIDFD(o.PIDFDSocket)
+	if err != nil {
+		return nil, err
+	}
+	if pidfds != nil {
+		defer pidfds.Close()
 	}
 	st, of, own, err := c.look()
 	for wait := time.Millisecond; err == nil && st == Paused && o.IgnorePaused; wait = min(2*wait, 50*time.Millisecond) {
@@ -94,7 +103,12 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (_ *executor.Proces
 		}
 	}()
 	if o.ConsoleSocket != "" && p.Console() != nil {
-		if err := SendConsole(o.ConsoleSocket, p.Console()); err != nil {
+		if err := sendConsole(o.ConsoleSocket, p.Console()); err != nil {
+			return nil, err
+		}
+	}
+	if pidfds != nil {
+		if err := pidfds.send(pidfdFurther, p.PIDFD()); err != nil {
 			return nil, err
 		}
 	}

@@ -214,6 +214,12 @@ func savable(spec *specs.Spec) error {
 	if spec.Linux == nil {
 		return nil
 	}
+	if len(spec.Linux.NetDevices) > 0 {
+		return errs.New(errs.Unsupported, "linux.netDevices: CRIU does not save network devices; have a hook give the container its interfaces")
+	}
+	if spec.Linux.IntelRdt != nil {
+		return errs.New(errs.Unsupported, "linux.intelRdt: CRIU does not save classes of Intel RDT")
+	}
 	for _, n := range spec.Linux.Namespaces {
 		if n.Path != "" && (n.Type == specs.MountNamespace || n.Type == specs.CgroupNamespace || n.Type == specs.TimeNamespace) {
 			return errs.New(errs.Unsupported, "CRIU cannot restore into the %s namespace that is joined (%s)", n.Type, n.Path)

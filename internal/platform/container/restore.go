@@ -17,10 +17,18 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/executor"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
-var afterRestored = fault.New("container.restore.process-recorded")
+// The places at which a restore can be cut short, beside those of a create.
+var (
+	afterPlace      = fault.New("container.restore.place-made")
+	afterStarted    = fault.New("container.restore.criu-started")
+	afterNamespaces = fault.New("container.restore.namespaces-made")
+	afterTree       = fault.New("container.restore.processes-made")
+	afterRestored   = fault.New("container.restore.process-recorded")
+)
 
 // Restore makes a container of what Checkpoint has saved and of a bundle, whose root filesystem must have
 // what the saved one had. Its processes run when Restore returns; the first is our child.
@@ -113,6 +121,7 @@ func (r *restoring) do(ctx context.Context) error {
 	if err := os.Mkdir(opts.Root, 0o700); err != nil {
 		return fmt.Errorf("make a place for the root filesystem: %w", err)
 	}
+	afterPlace.Hit()
 	req.Spawn = func(start criu.Start) error { return r.spawn(g, opts, start) }
 	defer func() {
 		opts.Images.Close() // both may be nil
@@ -120,6 +129,9 @@ func (r *restoring) do(ctx context.Context) error {
 	}()
 	req.Notify = func(n *criu.Notification) error { return r.notified(ctx, n) }
 	err = r.tool.Do(ctx, req)
+	if e := unlockNetwork(r.spec); err == nil {
+		err = e
+	}
 	if err == nil && r.pidfd == nil {
 		err = errs.New(errs.Internal, "CRIU does not tell which process it has restored")
 	}
@@ -158,6 +170,7 @@ func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start)
 		if err == nil && opts.Cgroups != criu.CgroupsIgnore {
 			opts.CgroupRoots, err = cgroupRoots(pid)
 		}
+		afterStarted.Hit()
 		return err
 	})
 }
@@ -218,6 +231,29 @@ func cgroupRoots(pid int) (list []criu.Pair, err error) {
 	return list, nil
 }
 
+// furnish makes the new namespaces of a process as a create would: CRIU brings back a network namespace that is empty,
+// with the loopback interface down, on which connections may be about to be restored. Sysctls may be of interfaces that hooks make.
+func (r *restoring) furnish(ctx context.Context, pid int) error {
+	own, inside := ownNamespace(r.spec, specs.NetworkNamespace), fmt.Sprintf("/proc/%d/ns/net", pid)
+	if own {
+		if err := namespace.Do(inside, namespace.LoopbackUp); err != nil {
+			return fmt.Errorf("bring up the loopback interface: %w", err)
+		}
+	}
+	if h := r.spec.Hooks; h != nil {
+		state := r.hookState(specs.StateCreating)
+		state.Pid = pid
+		//lint:ignore SA1019 engines still use it
+		if err := executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state); err != nil {
+			return err
+		}
+	}
+	if !own {
+		return nil
+	}
+	return namespace.Do(inside, func() error { return namespace.SetSysctls([]namespace.Kind{namespace.Net}, r.spec.Linux.Sysctl) })
+}
+
 // notified does what has to be done at a stage of the restore.
 func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 	if n.PID > 0 && r.pid == 0 {
@@ -225,18 +261,14 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 	}
 	switch n.Script {
 	case "setup-namespaces":
-		if h := r.spec.Hooks; h != nil {
-			state := r.hookState(specs.StateCreating)
-			state.Pid = n.PID
-			//lint:ignore SA1019 engines still use it
-			return executor.RunHooks(ctx, slices.Concat(h.Prestart, h.CreateRuntime), state)
-		}
+		afterNamespaces.Hit()
+		return r.furnish(ctx, n.PID)
 	case "orphan-pts-master":
 		if n.File == nil || r.console != nil {
 			return nil
 		}
 		if r.o.ConsoleSocket != "" {
-			return SendConsole(r.o.ConsoleSocket, n.File)
+			return sendConsole(r.o.ConsoleSocket, n.File)
 		}
 		if err := unix.SetNonblock(int(n.File.Fd()), true); err != nil {
 			return err
@@ -247,6 +279,7 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 		}
 		r.console = os.NewFile(uintptr(fd), "console")
 	case "post-restore":
+		afterTree.Hit()
 		r.pid = n.PID
 		fd, err := unix.PidfdOpen(n.PID, 0)
 		if err != nil {
@@ -261,6 +294,39 @@ func (r *restoring) notified(ctx context.Context, n *criu.Notification) error {
 			return err
 		}
 		afterRestored.Hit()
+	case "pre-resume": // they have their labels now, and still stand still
+		if err := r.confined(r.pid); err != nil {
+			// CRIU lets them go on whatever is said.
+			if g, e := r.group(); e == nil && g != nil {
+				g.Kill(unix.SIGKILL)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// confined makes sure that the restored process has the label that the specification asks for, as a matter of
+// safety: CRIU gives it the one that it had, or that --lsm-profile names.
+func (r *restoring) confined(pid int) error {
+	p := r.spec.Process
+	want := p.ApparmorProfile
+	if p.SelinuxLabel != "" {
+		want = p.SelinuxLabel
+	}
+	if want == "" || r.images.LSMProfile != "" {
+		return nil
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	if err != nil && want == "unconfined" {
+		return nil // no module that could confine it
+	}
+	if err != nil {
+		return fmt.Errorf("see how the restored process is confined: %w", err)
+	}
+	has, _, _ := strings.Cut(strings.TrimRight(string(data), "\x00\n"), " (") // "profile (enforce)"
+	if has != want {
+		return errs.New(errs.FailedPrecondition, "the restored process is confined by %q, and the specification wants %q: correct it, or name the label by --lsm-profile", has, want)
 	}
 	return nil
 }

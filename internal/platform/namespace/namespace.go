@@ -136,11 +136,21 @@ func furnish(kinds []Kind, o Options, as func(Kind, func() error) error) error {
 		}
 	}
 	if slices.Contains(kinds, Net) {
-		if err := loUp(); err != nil {
+		if err := LoopbackUp(); err != nil {
 			return fmt.Errorf("bring up the loopback interface: %w", err)
 		}
 	}
-	for name, value := range o.Sysctls {
+	return setSysctls(kinds, o.Sysctls, as)
+}
+
+// SetSysctls writes those of values that belong to a namespace of one of the kinds, for the
+// namespaces that the thread is in (Do).
+func SetSysctls(kinds []Kind, values map[string]string) error {
+	return setSysctls(kinds, values, func(_ Kind, write func() error) error { return write() })
+}
+
+func setSysctls(kinds []Kind, values map[string]string, as func(Kind, func() error) error) error {
+	for name, value := range values {
 		if k, path := sysctl(name); slices.Contains(kinds, k) {
 			if err := as(k, func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
 				if errors.Is(err, os.ErrNotExist) {
@@ -282,13 +292,16 @@ func (o *Options) check(kinds []Kind) error {
 	return nil
 }
 
-// sysctl returns the kind of namespace that a name belongs to, and its path.
+// sysctl returns the kind of namespace that a name belongs to, and its path. What goes up
+// belongs to none: net/../kernel/core_pattern begins like one of a network namespace.
 func sysctl(name string) (Kind, string) {
 	path := name
 	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
 		path = strings.NewReplacer(".", "/", "/", ".").Replace(name)
 	}
 	switch {
+	case path != filepath.Clean(path):
+		return "", ""
 	case strings.HasPrefix(path, "net/"):
 		return Net, path
 	case path == "kernel/hostname" || path == "kernel/domainname":
@@ -300,7 +313,8 @@ func sysctl(name string) (Kind, string) {
 	return "", ""
 }
 
-func loUp() error {
+// LoopbackUp brings up the loopback interface of the calling thread's network namespace.
+func LoopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -131,6 +131,7 @@ func TestPin(t *testing.T) {
 func TestPinInvalid(t *testing.T) {
 	for name, o := range map[string]Options{
 		"host's sysctl":  {Sysctls: map[string]string{"kernel.pid_max": "100"}},
+		"sysctl upwards": {Sysctls: map[string]string{"net/../kernel/pid_max": "100"}},
 		"other's sysctl": {Sysctls: map[string]string{"kernel.shmmax": "100"}},
 		"way out":        {Sysctls: map[string]string{"net/../kernel/pid_max": "100"}},
 		"long name":      {Hostname: strings.Repeat("x", 65)},

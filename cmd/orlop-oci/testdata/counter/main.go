@@ -4,15 +4,19 @@
 // A line of /log has the count; the sum over it that a child keeps, which is asked through pipes;
 // ok as long as a megabyte of memory is what it was; what a file of a tmpfs says, that only
 // this process has a descriptor of; and its number. With "tty" lines of standard input are
-// answered by standard output too.
+// answered by standard output too; with "tcp" the child is asked through a connection instead of
+// pipes, on the port that is given.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"syscall"
 	"time"
@@ -20,7 +24,14 @@ import (
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "child" {
-		child()
+		child(os.Stdin, os.Stdout)
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "serve" {
+		if err := serve(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "counter:", err)
+			os.Exit(1)
+		}
 		return
 	}
 	if err := count(); err != nil {
@@ -30,15 +41,63 @@ func main() {
 }
 
 // child adds up the numbers that it reads, and answers each with the sum.
-func child() {
+func child(in io.Reader, out io.Writer) {
 	var n, sum int
 	for {
-		if _, err := fmt.Scan(&n); err != nil {
+		if _, err := fmt.Fscan(in, &n); err != nil {
 			return
 		}
 		sum += n
-		fmt.Println(sum)
+		fmt.Fprintln(out, sum)
 	}
+}
+
+// serve is the child behind a connection.
+func serve(port string) error {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // which CRIU cannot save
+	l, err := lc.Listen(context.Background(), "tcp4", "127.0.0.1:"+port)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go child(c, c)
+	}
+}
+
+// connect starts the child behind a connection, and connects to it.
+func connect(port string) (net.Conn, error) {
+	if _, err := syscall.ForkExec("/proc/self/exe", []string{"counter", "serve", port}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}}); err != nil {
+		return nil, err
+	}
+	for {
+		c, err := net.Dial("tcp4", "127.0.0.1:"+port)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+			return c, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// pipes start the child behind pipes.
+func pipes() (in io.Writer, out io.Reader, err error) {
+	childIn, toChild, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	fromChild, childOut, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	// Package os would keep a pidfd of it, which CRIU has learnt to save after version 3.17.
+	_, err = syscall.ForkExec("/proc/self/exe", []string{"counter", "child"}, &syscall.ProcAttr{Files: []uintptr{childIn.Fd(), childOut.Fd(), 2}})
+	childIn.Close()
+	childOut.Close()
+	return toChild, fromChild, err
 }
 
 func memory(b []byte) {
@@ -63,22 +122,18 @@ func count() error {
 	if err != nil {
 		return err
 	}
-	childIn, in, err := os.Pipe()
-	if err != nil {
+	var in io.Writer
+	var answers io.Reader
+	if len(os.Args) > 2 && os.Args[1] == "tcp" {
+		c, err := connect(os.Args[2])
+		if err != nil {
+			return err
+		}
+		in, answers = c, c
+	} else if in, answers, err = pipes(); err != nil {
 		return err
 	}
-	pipe, childOut, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	// Package os would keep a pidfd of it, which CRIU has learnt to save after version 3.17.
-	if _, err := syscall.ForkExec("/proc/self/exe", []string{"counter", "child"}, &syscall.ProcAttr{
-		Files: []uintptr{childIn.Fd(), childOut.Fd(), 2}}); err != nil {
-		return err
-	}
-	childIn.Close()
-	childOut.Close()
-	out := bufio.NewReader(pipe)
+	out := bufio.NewReader(answers)
 	if len(os.Args) > 1 && os.Args[1] == "tty" {
 		go func() {
 			s := bufio.NewScanner(os.Stdin)
