@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -188,5 +189,21 @@ func (c *Container) Delete(ctx context.Context) error {
 	if rerr := os.RemoveAll(filepath.Join(c.Root, c.ID)); rerr != nil && err == nil {
 		err = rerr
 	}
+	return err
+}
+
+// checkpointLimit is how long a checkpoint may take: much memory takes its time, and a command that is killed
+// leaves processes with CRIU's code in them.
+const checkpointLimit = 30 * time.Minute
+
+// Checkpoint saves the container by CRIU in a directory, with CRIU's log in another, and lets it go on as it
+// was: running or paused.
+func (c *Container) Checkpoint(ctx context.Context, images, work string) error {
+	log, err := c.scratch("log")
+	if err != nil {
+		return err
+	}
+	_, err = c.run(context.WithoutCancel(ctx), call{limit: checkpointLimit, log: log,
+		args: []string{"checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path", images, "--work-path", work, c.ID}})
 	return err
 }
