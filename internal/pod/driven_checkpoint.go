@@ -24,6 +24,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/checkpoint"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
@@ -116,6 +117,9 @@ func (d *Driven) saving(ctx context.Context, c *drivenContainer) (_ *saving, err
 	box := c.pod.sandbox()
 	if s.runtime, err = d.p.handlers.runtime(box.Config.Handler); err != nil {
 		return nil, err
+	}
+	if c.pod.w.nsPath(namespace.User) != "" {
+		return nil, errs.New(errs.Unsupported, "its pod has a user namespace of its own, and so an id-mapped root filesystem, which CRIU does not save")
 	}
 	images := checkpoint.Images{CRIU: "criu"}
 	if s.tool, err = images.Open(ctx); err != nil {
@@ -383,6 +387,14 @@ func (s *saving) copied(name string, f *os.File) error {
 	}
 	_, err = io.Copy(to, f)
 	return errors.Join(err, to.Close())
+}
+
+// refuseArchive refuses an archive as an image: of other runtimes some restore what is in it, by CreateContainer.
+func refuseArchive(image string) error {
+	if !filepath.IsAbs(image) {
+		return nil
+	}
+	return errs.New(errs.Unsupported, "image %q is a path: a container is not restored from a checkpoint here; unpack the archive into a bundle and use `orlop-oci restore`", image)
 }
 
 // sweepCheckpoints removes what a daemon that was killed has left of checkpoints, and lets containers go on

@@ -28,6 +28,9 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	if err := c.check(); err != nil {
 		return "", err
 	}
+	if err := refuseArchive(c.Image); err != nil {
+		return "", err
+	}
 	unlock, err := d.locks.Lock(ctx, fmt.Sprintf("container/%s/%s/%d", sandbox, c.Name, c.Attempt))
 	if err != nil {
 		return "", err

@@ -155,6 +155,10 @@ func TestCRICheckpointRefused(t *testing.T) {
 	}
 	_, err := c.CheckpointContainer(deadline(t), &v1.CheckpointContainerRequest{ContainerId: "none", Location: dir + "/c.tar"})
 	wantCode(t, err, codes.NotFound, "none")
+	from := criContainer("from-archive")
+	from.Image.Image = dir + "/c.tar"
+	_, err = c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: k.pod, Config: from})
+	wantCode(t, err, codes.Unimplemented, "orlop-oci restore")
 	_, err = c.CheckpointContainer(deadline(t), &v1.CheckpointContainerRequest{ContainerId: k.id, Location: dir + "/c.tar", Timeout: -1})
 	wantCode(t, err, codes.InvalidArgument, "timeout")
 	created := c.create(t, k.pod, criContainer("created", "count"))
@@ -354,6 +358,51 @@ func TestCRICheckpointKilled(t *testing.T) {
 	k.nothing(dir, "c.tar")
 	unpack(t, location, t.TempDir())
 	c.remove(t, k.pod)
+}
+
+// Other runtimes save theirs by their own command. Those containers stand still from before it until the
+// writable layer is read; a daemon that starts lets them go on.
+func TestCRICheckpointByRuntime(t *testing.T) {
+	needCRIU(t)
+	n := newNode(t)
+	n.handlers()
+	for _, handler := range []string{"own", "runc"} {
+		t.Run(handler, func(t *testing.T) {
+			n.t = t
+			c := n.cri()
+			c.handler = handler
+			k := c.counting(t)
+			dir := t.TempDir()
+			if err := k.save(dir + "/c.tar"); err != nil {
+				t.Fatalf("%v\n%s", err, n.tail())
+			}
+			k.goesOn()
+			k.nothing(dir, "c.tar")
+			to := t.TempDir()
+			if files := unpack(t, dir+"/c.tar", to); files["checkpoint/inventory.img"] == 0 || files["rootfs-diff.tar"] == 0 || files["dump.log"] == 0 {
+				t.Errorf("the archive has %v", files)
+			}
+			var config struct{ Runtime string }
+			if decode(t, to+"/config.dump", &config); config.Runtime != handler {
+				t.Errorf("config.dump: %+v", config)
+			}
+			os.Remove(dir + "/c.tar")
+			n.kill()
+			n.start("ORLOP_FAULT=pod.checkpoint.processes-saved", "ORLOP_FAULT_ONCE="+t.TempDir()+"/once")
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+			defer cancel()
+			go c.CheckpointContainer(ctx, &v1.CheckpointContainerRequest{ContainerId: k.id, Location: dir + "/c.tar"})
+			if !n.waitExit(60 * time.Second) {
+				t.Fatalf("nothing passed the point\n%s", n.tail())
+			}
+			cancel()
+			n.revive()
+			k.goesOn()
+			k.nothing(dir)
+			c.remove(t, k.pod)
+		})
+	}
+	n.t = t
 }
 
 // unpack returns the modes of an archive's files.
