@@ -389,14 +389,6 @@ func (s *saving) copied(name string, f *os.File) error {
 	return errors.Join(err, to.Close())
 }
 
-// refuseArchive refuses an archive as an image: of other runtimes some restore what is in it, by CreateContainer.
-func refuseArchive(image string) error {
-	if !filepath.IsAbs(image) {
-		return nil
-	}
-	return errs.New(errs.Unsupported, "image %q is a path: a container is not restored from a checkpoint here; unpack the archive into a bundle and use `orlop-oci restore`", image)
-}
-
 // sweepCheckpoints removes what a daemon that was killed has left of checkpoints, and lets containers go on
 // that stand still for one.
 func (d *Driven) sweepCheckpoints(ctx context.Context) error {

@@ -47,6 +47,9 @@ func Diff(w io.Writer, upper string, lower []string, skip func(path string) bool
 	return d.gone, nil
 }
 
+// xattrRecord is what names of extended attributes begin with in an archive (star(5), as all tools have it).
+const xattrRecord = "SCHILY.xattr."
+
 type differ struct {
 	root  *os.Root
 	lower []string
@@ -151,7 +154,7 @@ func (d *differ) attributes(p string, h *tar.Header) error {
 			if h.PAXRecords == nil {
 				h.PAXRecords = map[string]string{}
 			}
-			h.PAXRecords["SCHILY.xattr."+name] = string(value)
+			h.PAXRecords[xattrRecord+name] = string(value)
 		}
 	}
 	return nil

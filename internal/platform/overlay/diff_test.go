@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +64,7 @@ func TestDiff(t *testing.T) {
 	if slices.Sort(gone); !slices.Equal(gone, want) {
 		t.Errorf("gone: %v, want %v", gone, want)
 	}
+	raw := archive.Bytes()
 	got := map[string]string{}
 	for r := tar.NewReader(&archive); ; {
 		h, err := r.Next()
@@ -87,6 +89,94 @@ func TestDiff(t *testing.T) {
 	}
 	if len(got) > 0 {
 		t.Errorf("and %v", got)
+	}
+
+	for _, d := range []string{"upper2", "work2"} {
+		must(os.Mkdir(filepath.Join(dir, d), 0o755))
+	}
+	other, err := Mount(Layers{Lower: lower, Upper: dir + "/upper2", Work: dir + "/work2"})
+	must(err)
+	defer other.Close()
+	tree, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", other.Fd()))
+	must(err)
+	defer tree.Close()
+	for range 2 { // it can be done again
+		must(Apply(tree, bytes.NewReader(raw), gone))
+	}
+	must(os.Remove(m + "/hosts"))
+	if a, b := list(t, m), list(t, tree.Name()); a != b {
+		t.Errorf("applied, the tree is\n%swant\n%s", b, a)
+	}
+}
+
+// list tells of a tree's files what a program can see of them.
+func list(t *testing.T, dir string) (s string) {
+	t.Helper()
+	err := filepath.WalkDir(dir+"/", func(p string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		s += fmt.Sprint(p[len(dir):], " ", info.Mode())
+		if info.Mode().IsRegular() {
+			text, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			s += fmt.Sprintf(" %q %d", text, info.Sys().(*syscall.Stat_t).Nlink)
+		}
+		s += "\n"
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Whatever an archive says, nothing outside of the tree is touched, and no attribute or file of overlayfs is made.
+func TestApplyHostile(t *testing.T) {
+	for name, h := range map[string]tar.Header{
+		"above":      {Name: "../x", Typeflag: tar.TypeReg},
+		"link":       {Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"},
+		"through":    {Name: "out/x", Typeflag: tar.TypeReg},
+		"whiteout":   {Name: "x", Typeflag: tar.TypeChar},
+		"attribute":  {Name: "x", Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/"}},
+		"other kind": {Name: "x", Typeflag: 'Z'},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, dir+"/tree/file", "1")
+			if err := os.Symlink("..", dir+"/tree/out"); err != nil {
+				t.Fatal(err)
+			}
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			tree, err := os.OpenRoot(dir + "/tree")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tree.Close()
+			if err := Apply(tree, &b, nil); err == nil {
+				t.Error("no error")
+			}
+			if err := Apply(tree, new(bytes.Buffer), []string{"/../tree"}); err == nil {
+				t.Error("removed: no error")
+			}
+			if ents, err := os.ReadDir(dir); err != nil || len(ents) != 1 {
+				t.Errorf("%v, %v", ents, err)
+			}
+			if _, err := os.Stat(dir + "/tree/file"); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
