@@ -22,6 +22,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/checkpoint"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint/archive"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
@@ -47,7 +48,7 @@ type CheckpointRequest struct {
 	Status []byte
 }
 
-// CheckpointContainer saves a running container in an archive (checkpoint.WriteArchive), and lets it go on:
+// CheckpointContainer saves a running container in an archive (archive.Write), and lets it go on:
 // its processes stand still while memory and writable layer are read. On error there is no archive,
 // and the container goes on.
 //
@@ -58,7 +59,7 @@ func (d *Driven) CheckpointContainer(ctx context.Context, id ContainerID, r Chec
 	if err != nil {
 		return err
 	}
-	if err := checkpoint.CheckLocation(r.Location); err != nil {
+	if err := archive.CheckLocation(r.Location); err != nil {
 		return err
 	}
 	if r.Timeout > 0 {
@@ -156,7 +157,7 @@ func (d *Driven) saving(ctx context.Context, c *drivenContainer) (_ *saving, err
 }
 
 func (s *saving) do(ctx context.Context, r *CheckpointRequest) (err error) {
-	intent := checkpointIntent{Archive: checkpoint.Temporary(r.Location, string(s.st.ID)), Paused: s.runtime != nil}
+	intent := checkpointIntent{Archive: archive.Temporary(r.Location, string(s.st.ID)), Paused: s.runtime != nil}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ func (s *saving) do(ctx context.Context, r *CheckpointRequest) (err error) {
 	if err := os.RemoveAll(s.work()); err != nil {
 		return err
 	}
-	for _, dir := range []string{s.content(checkpoint.ImagesDir), s.work()} {
+	for _, dir := range []string{s.content(archive.ImagesDir), s.work()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -193,7 +194,7 @@ func (s *saving) do(ctx context.Context, r *CheckpointRequest) (err error) {
 	if err := s.describe(r); err != nil {
 		return err
 	}
-	err = checkpoint.WriteArchive(ctx, s.content(""), r.Location, string(s.st.ID), faultCheckpointWritten.Hit)
+	err = archive.Write(ctx, s.content(""), r.Location, string(s.st.ID), faultCheckpointWritten.Hit)
 	if err == nil {
 		faultCheckpointDone.Hit()
 	}
@@ -214,7 +215,7 @@ func (s *saving) work() string {
 func (s *saving) dump(ctx context.Context) error {
 	c := checkpoint.Container{PID: s.pid, Spec: s.spec, Group: s.group}
 	err := c.Dump(ctx, s.tool, checkpoint.Options{
-		Images: checkpoint.Images{Dir: s.content(checkpoint.ImagesDir), Work: s.work(),
+		Images: checkpoint.Images{Dir: s.content(archive.ImagesDir), Work: s.work(),
 			// What a server holds must not keep it from being saved, nor be cut by it.
 			TCPEstablished: true, FileLocks: true},
 		LeaveRunning: true,
@@ -249,7 +250,7 @@ func (s *saving) byRuntime(ctx context.Context) (err error) {
 	r := *s.runtime
 	r.Systemd = s.d.p.cgroups.Layout().Driver == cgroup.Systemd
 	c := ociruntime.Container{Runtime: &r, ID: id, Dir: s.dir}
-	if err := c.Checkpoint(ctx, s.content(checkpoint.ImagesDir), s.work()); err != nil {
+	if err := c.Checkpoint(ctx, s.content(archive.ImagesDir), s.work()); err != nil {
 		return err
 	}
 	faultCheckpointStill.Hit()
@@ -258,7 +259,7 @@ func (s *saving) byRuntime(ctx context.Context) (err error) {
 
 // layer reads the writable layer.
 func (s *saving) layer() error {
-	f, err := os.OpenFile(s.content(checkpoint.RootfsDiffFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(s.content(archive.RootfsDiffFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -272,7 +273,7 @@ func (s *saving) layer() error {
 	if err != nil || len(gone) == 0 {
 		return err
 	}
-	return checkpoint.WriteJSON(s.content(""), checkpoint.DeletedFile, gone)
+	return archive.WriteJSON(s.content(""), archive.DeletedFile, gone)
 }
 
 // describe adds what is said of the container.
@@ -306,30 +307,30 @@ func (s *saving) describe(r *CheckpointRequest) error {
 	if !ok {
 		image = s.st.ImageID
 	}
-	var binds []checkpoint.BindMount
+	var binds []archive.BindMount
 	for _, m := range s.spec.Mounts {
 		info, err := os.Stat(m.Source)
 		if m.Type != "bind" && !slices.Contains(m.Options, "rbind") && !slices.Contains(m.Options, "bind") || err != nil {
 			continue
 		}
-		b := checkpoint.BindMount{Source: m.Source, Destination: m.Destination, FileType: "file", Permissions: uint32(info.Mode().Perm())}
+		b := archive.BindMount{Source: m.Source, Destination: m.Destination, FileType: "file", Permissions: uint32(info.Mode().Perm())}
 		if info.IsDir() {
 			b.FileType = "directory"
 		}
 		binds = append(binds, b)
 	}
 	for name, v := range map[string]any{
-		checkpoint.SpecFile: &spec,
-		checkpoint.ConfigFile: checkpoint.Config{ID: string(s.st.ID), Name: conf.Name, RootfsImage: conf.Image, RootfsImageRef: image, RootfsImageName: conf.Image,
+		archive.SpecFile: &spec,
+		archive.ConfigFile: archive.Config{ID: string(s.st.ID), Name: conf.Name, RootfsImage: conf.Image, RootfsImageRef: image, RootfsImageName: conf.Image,
 			OCIRuntime: handler, CreatedTime: s.st.CreatedAt, CheckpointedAt: time.Now()},
-		checkpoint.TimesFile:      checkpoint.Times{CreatedAt: s.st.CreatedAt.UnixNano(), StartedAt: s.st.StartedAt.UnixNano(), Pid: uint32(s.pid)},
-		checkpoint.BindMountsFile: binds,
-		checkpoint.StatusFile:     json.RawMessage(r.Status),
+		archive.TimesFile:      archive.Times{CreatedAt: s.st.CreatedAt.UnixNano(), StartedAt: s.st.StartedAt.UnixNano(), Pid: uint32(s.pid)},
+		archive.BindMountsFile: binds,
+		archive.StatusFile:     json.RawMessage(r.Status),
 	} {
 		if raw, ok := v.(json.RawMessage); ok && len(raw) == 0 {
 			continue
 		}
-		if err := checkpoint.WriteJSON(dir, name, v); err != nil {
+		if err := archive.WriteJSON(dir, name, v); err != nil {
 			return err
 		}
 	}
@@ -375,7 +376,7 @@ func (s *saving) logs() error {
 		f.Close()
 		return nil
 	}
-	return s.copied(checkpoint.ContainerLog, f)
+	return s.copied(archive.ContainerLog, f)
 }
 
 // copied adds what a file has, and closes it.

@@ -17,6 +17,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/checkpoint"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint/archive"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
@@ -49,7 +50,7 @@ func (d *Driven) checkpointed(pod *drivenPod, c *ContainerConfig) (a archived, e
 	if pod.w.nsPath(namespace.User) != "" {
 		return a, errs.New(errs.Unsupported, "a pod with a user namespace of its own has id-mapped root filesystems, which CRIU does not restore")
 	}
-	from, err := checkpoint.ReadArchive(c.Image)
+	from, err := archive.Read(c.Image)
 	if err != nil {
 		return a, err
 	}
@@ -146,7 +147,7 @@ func (r *restoring) prepare(ctx context.Context) (*ociruntime.Runtime, *keeper.R
 	if _, err := os.Stat(rt.Path); err != nil {
 		return nil, nil, errs.New(errs.FailedPrecondition, "%w; containers are restored by it: put it beside orlop-keeper", err)
 	}
-	from := &keeper.Restore{Images: filepath.Join(r.files(), checkpoint.ImagesDir), Work: filepath.Join(r.w.runDir(), "containers", string(r.st.ID), "restore")}
+	from := &keeper.Restore{Images: filepath.Join(r.files(), archive.ImagesDir), Work: filepath.Join(r.w.runDir(), "containers", string(r.st.ID), "restore")}
 	if _, err := p.runtime.status(ctx, string(r.st.ID)); err == nil {
 		return rt, from, nil // the request before has come further: it may run, and write
 	} else if !errors.Is(err, errs.NotFound) {
@@ -160,7 +161,7 @@ func (r *restoring) prepare(ctx context.Context) (*ociruntime.Runtime, *keeper.R
 	if err := os.RemoveAll(r.files()); err != nil {
 		return nil, nil, err
 	}
-	if err := checkpoint.Unpack(ctx, r.st.Checkpoint, r.files()); err != nil {
+	if err := archive.Unpack(ctx, r.st.Checkpoint, r.files()); err != nil {
 		return nil, nil, err
 	}
 	if err := r.apply(); err != nil {
@@ -173,14 +174,14 @@ func (r *restoring) prepare(ctx context.Context) (*ociruntime.Runtime, *keeper.R
 // apply does to the writable layer what the saved container had done to its.
 func (r *restoring) apply() error {
 	var gone []string
-	raw, err := os.ReadFile(filepath.Join(r.files(), checkpoint.DeletedFile))
+	raw, err := os.ReadFile(filepath.Join(r.files(), archive.DeletedFile))
 	if err == nil {
 		err = json.Unmarshal(raw, &gone)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errs.New(errs.Corrupt, "%s: %w", checkpoint.DeletedFile, err)
+		return errs.New(errs.Corrupt, "%s: %w", archive.DeletedFile, err)
 	}
-	diff, err := os.Open(filepath.Join(r.files(), checkpoint.RootfsDiffFile))
+	diff, err := os.Open(filepath.Join(r.files(), archive.RootfsDiffFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		diff, err = os.Open(os.DevNull)
 	}

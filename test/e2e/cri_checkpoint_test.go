@@ -43,7 +43,7 @@ func (c *client) counting(t *testing.T) *counting {
 	tmp := t.TempDir()
 	conf.Mounts = []*v1.Mount{{HostPath: tmp, ContainerPath: "/tmp"}}
 	conf.Annotations = map[string]string{"io.kubernetes.container.hash": "abc"}
-	k := &counting{c: c, t: t, pod: c.run(t, c.sandbox())}
+	k := &counting{c: c, t: t, conf: conf, pod: c.run(t, c.sandbox())}
 	k.id = c.start(t, k.pod, conf)
 	k.log = c.n.root + "/containers/" + k.id + "/upper/log"
 	k.counts()
@@ -53,6 +53,7 @@ func (c *client) counting(t *testing.T) *counting {
 
 type counting struct {
 	c            *client
+	conf         *v1.ContainerConfig
 	t            *testing.T
 	pod, id, log string
 	pid          int
@@ -155,10 +156,6 @@ func TestCRICheckpointRefused(t *testing.T) {
 	}
 	_, err := c.CheckpointContainer(deadline(t), &v1.CheckpointContainerRequest{ContainerId: "none", Location: dir + "/c.tar"})
 	wantCode(t, err, codes.NotFound, "none")
-	from := criContainer("from-archive")
-	from.Image.Image = dir + "/c.tar"
-	_, err = c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: k.pod, Config: from})
-	wantCode(t, err, codes.Unimplemented, "orlop-oci restore")
 	_, err = c.CheckpointContainer(deadline(t), &v1.CheckpointContainerRequest{ContainerId: k.id, Location: dir + "/c.tar", Timeout: -1})
 	wantCode(t, err, codes.InvalidArgument, "timeout")
 	created := c.create(t, k.pod, criContainer("created", "count"))
@@ -175,6 +172,69 @@ func TestCRICheckpointRefused(t *testing.T) {
 	}
 	k.nothing(dir, "file")
 	k.goesOn()
+}
+
+// What no container can be restored from is refused when it is to be created.
+func TestCRIRestoreRefused(t *testing.T) {
+	n := newNode(t)
+	n.handlers()
+	c := n.cri()
+	dir := t.TempDir()
+	pack := func(name, config, spec string) string {
+		path := filepath.Join(dir, name)
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		w := tar.NewWriter(f)
+		for name, text := range map[string]string{"config.dump": config, "./spec.dump": spec} {
+			if text == "" {
+				continue
+			}
+			if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(text)), Mode: 0o600}); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(w, text)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const config, process = `{"id":"x","rootfsImageName":"localhost/tool:1"}`, `"process":{"args":["/bin/tool"],"cwd":"/"},"linux":{}`
+	for _, tt := range []struct {
+		handler, image string
+		code           codes.Code
+		text           string
+	}{
+		{"", dir + "/none.tar", codes.NotFound, "no such file"},
+		{"", dir, codes.DataLoss, "it is no file"},
+		{"", dir + "/fifo", codes.DataLoss, "it is no file"},
+		{"", n.write(dir+"/text", strings.Repeat("text", 1000)), codes.DataLoss, "no tar archive"},
+		{"", pack("empty", "", ""), codes.DataLoss, "no config.dump or no spec.dump"},
+		{"", pack("json", "{", "{}"), codes.DataLoss, "config.dump"},
+		{"", pack("process", config, "{}"), codes.DataLoss, "has no process"},
+		{"", pack("image", "{}", "{"+process+"}"), codes.DataLoss, "does not name the image"},
+		{"", pack("path", `{"rootfsImageName":"/etc/passwd"}`, "{"+process+"}"), codes.DataLoss, "does not name the image"},
+		{"", pack("other", `{"rootfsImageName":"localhost/none:1"}`, "{"+process+"}"), codes.NotFound, "localhost/none:1"},
+		{"", pack("tty", config, `{"process":{"terminal":true},"linux":{}}`), codes.InvalidArgument, "tty: true"},
+		{"", pack("more", config, "{"+process+`,"mounts":[{"destination":"/data"}]}`), codes.InvalidArgument, "/data"},
+		{"", pack("less", config, "{"+process+"}"), codes.InvalidArgument, "leave them out"},
+		{"runc", pack("handler", config, "{"+process+"}"), codes.Unimplemented, "default handler"},
+	} {
+		c.handler = tt.handler
+		pod := c.run(t, c.sandbox())
+		conf := criContainer("from-archive")
+		conf.Image.Image = tt.image
+		_, err := c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: pod, Config: conf})
+		wantCode(t, err, tt.code, tt.text)
+		c.remove(t, pod)
+	}
+	c.empty(t)
 }
 
 // A container that was saved goes on as it was, and the archive has what others read of such.
@@ -243,7 +303,62 @@ func TestCRICheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.restored(to, &spec)
+	k.recreated(location)
 	c.remove(t, k.pod)
+	k.nothing(dir, "c.tar")
+}
+
+// recreated has a container created of the archive in the pod. A daemon that dies while it starts is asked again.
+func (k *counting) recreated(location string) {
+	t, c, n := k.t, k.c, k.c.n
+	n.kill()
+	n.start("ORLOP_FAULT=pod.restore.files-made", "ORLOP_FAULT_ONCE="+t.TempDir()+"/once")
+	image := k.conf.Image.Image
+	k.conf.Image, k.conf.Metadata.Attempt = &v1.ImageSpec{Image: location}, 1
+	mounts := k.conf.Mounts
+	k.conf.Mounts = nil
+	_, err := c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: k.pod, Config: k.conf})
+	wantCode(t, err, codes.InvalidArgument, "mounts that the request has not: /tmp")
+	k.conf.Mounts = mounts
+	k.id = c.create(t, k.pod, k.conf)
+	c.again(t, "start", func(ctx context.Context) error {
+		_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: k.id})
+		return err
+	})
+	if image = c.status(t, k.id).Image.Image; !strings.Contains(image, "counter") && !strings.HasPrefix(image, "sha256:") {
+		t.Errorf("its image is %s", image)
+	}
+	k.log = n.root + "/containers/" + k.id + "/upper/log"
+	k.pid = c.pid(t, k.id)
+	k.goesOn()
+	if out, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/1", k.pid)); err != nil || out != n.run+"/keeper/containers/"+k.id+"/stdout" {
+		t.Errorf("its standard output is %s, %v", out, err)
+	}
+	if left, _ := filepath.Glob(n.root + "/containers/" + k.id + "/restore"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	// It is a container as any other.
+	n.kill()
+	syscall.Kill(n.keeperPID(), syscall.SIGKILL)
+	n.start()
+	k.goesOn()
+	if _, err := c.StopContainer(deadline(t), &v1.StopContainerRequest{ContainerId: k.id}); err != nil {
+		t.Fatal(err)
+	}
+	if st := c.ended(t, k.id); st.ExitCode != 137 {
+		t.Errorf("ended: %v", st)
+	}
+	if _, err := c.RemoveContainer(deadline(t), &v1.RemoveContainerRequest{ContainerId: k.id}); err != nil {
+		t.Fatal(err)
+	}
+	if left := append(n.leftOf(), glob(n.run+"/restored/*")...); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func glob(pattern string) []string {
+	list, _ := filepath.Glob(pattern)
+	return list
 }
 
 // restored has orlop-oci restore what was saved.

@@ -1,4 +1,5 @@
-package checkpoint
+// Package archive writes and reads the tar files in which containers that were saved travel.
+package archive
 
 import (
 	"archive/tar"
@@ -9,13 +10,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/atomicfile"
@@ -109,10 +107,10 @@ func Temporary(location, id string) string {
 	return filepath.Join(filepath.Dir(location), "."+id+temporarySuffix)
 }
 
-// WriteArchive makes an archive of a directory, which it removes file by file, so that memory is not on the
+// Write makes an archive of a directory, which it removes file by file, so that memory is not on the
 // disk twice. It is at location when all of it is on the disk, not before, and nothing is replaced
 // (errs.AlreadyExists). On error nothing is there. ready is called before it gets its name.
-func WriteArchive(ctx context.Context, dir, location, id string, ready func()) (err error) {
+func Write(ctx context.Context, dir, location, id string, ready func()) (err error) {
 	tmp := Temporary(location, id)
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove an archive that was not finished: %w", err)
@@ -213,133 +211,6 @@ func (r reader) Read(p []byte) (int, error) {
 	}
 	return r.Reader.Read(p)
 }
-
-// Archive is what an archive says of itself.
-type Archive struct {
-	Config Config
-	Spec   specs.Spec
-}
-
-// maxDump is how large a file may be that is read as a whole: specifications have environments of two
-// megabytes at most.
-const maxDump = 8 << 20
-
-// ReadArchive reads what an archive says of its container: errs.NotFound, or errs.Corrupt for what is no archive.
-func ReadArchive(location string) (*Archive, error) {
-	a := new(Archive)
-	found := 0
-	err := each(location, func(h *tar.Header, r io.Reader) error {
-		var into any
-		switch h.Name {
-		case ConfigFile:
-			into = &a.Config
-		case SpecFile:
-			into = &a.Spec
-		default:
-			return nil
-		}
-		found++
-		raw, err := io.ReadAll(io.LimitReader(r, maxDump+1))
-		if err == nil && len(raw) > maxDump {
-			err = fmt.Errorf("it is larger than %d bytes", maxDump)
-		}
-		if err == nil {
-			err = json.Unmarshal(raw, into)
-		}
-		if err != nil {
-			return errs.New(errs.Corrupt, "%s: %w", h.Name, err)
-		}
-		return nil
-	})
-	if err == nil && found < 2 {
-		err = errs.New(errs.Corrupt, "it has no %s or no %s", ConfigFile, SpecFile)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the checkpoint %s: %w", location, err)
-	}
-	return a, nil
-}
-
-// Unpack makes in a directory what a restore needs of an archive: CRIU's images, and what has become of the
-// image's files. Of the archive's names nothing but those is made.
-func Unpack(ctx context.Context, location, dir string) error {
-	if err := os.MkdirAll(filepath.Join(dir, ImagesDir), 0o700); err != nil {
-		return err
-	}
-	err := each(location, func(h *tar.Header, r io.Reader) error {
-		parent, name := path.Split(h.Name)
-		if h.Typeflag != tar.TypeReg || !(parent == ImagesDir+"/" && fs.ValidPath(name) || h.Name == RootfsDiffFile || h.Name == DeletedFile) {
-			return nil
-		}
-		f, err := os.OpenFile(filepath.Join(dir, h.Name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, reader{ctx, r})
-		return errors.Join(err, f.Close())
-	})
-	if err != nil {
-		return full(fmt.Errorf("unpack the checkpoint %s: %w", location, err))
-	}
-	return nil
-}
-
-// each calls fn for every entry, by its name without a leading "./".
-func each(location string, fn func(*tar.Header, io.Reader) error) error {
-	// Who opens a FIFO waits.
-	f, err := os.OpenFile(location, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errs.New(errs.NotFound, "there is no such file")
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return errs.New(errs.Corrupt, "it is no file")
-	}
-	for tr := tar.NewReader(f); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return errs.New(errs.Corrupt, "it is no tar archive, or is damaged: %w", err)
-		}
-		h.Name = strings.TrimPrefix(h.Name, "./")
-		if err := fn(h, tr); err != nil {
-			return err
-		}
-	}
-}
-
-// Abandoned waits until no process has something open in a directory that was removed: CRIU, which outlives
-// its caller. It looks for at most abandonWait.
-func Abandoned(ctx context.Context, dir string) error {
-	for end := time.Now().Add(abandonWait); time.Now().Before(end); {
-		links, err := filepath.Glob("/proc/[0-9]*/fd/*")
-		if err != nil {
-			return err
-		}
-		if !slices.ContainsFunc(links, func(l string) bool {
-			to, err := os.Readlink(l)
-			return err == nil && strings.HasPrefix(to, dir+"/")
-		}) {
-			return nil
-		}
-		select {
-		case <-time.After(abandonLook):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-const (
-	abandonWait = 10 * time.Second
-	abandonLook = 50 * time.Millisecond
-)
 
 // full tells a disk that is full from other errors.
 func full(err error) error {

@@ -1,7 +1,8 @@
-package checkpoint
+package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -43,7 +45,7 @@ func TestArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	from := content(t)
-	err := WriteArchive(t.Context(), from, location, "id", func() {
+	err := Write(t.Context(), from, location, "id", func() {
 		if _, err := os.Stat(location); err == nil {
 			t.Error("it has its name before it is ready")
 		}
@@ -106,7 +108,7 @@ func TestArchiveFails(t *testing.T) {
 		{"another was faster", taken, t.Context(), func() { os.WriteFile(taken+"/c.tar", nil, 0o644) }, errs.AlreadyExists, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if err := WriteArchive(tt.ctx, content(t), tt.dir+"/c.tar", "id", tt.ready); errs.KindOf(err) != tt.kind {
+			if err := Write(tt.ctx, content(t), tt.dir+"/c.tar", "id", tt.ready); errs.KindOf(err) != tt.kind {
 				t.Errorf("%v, want %v", err, tt.kind)
 			}
 			if ents, err := os.ReadDir(tt.dir); err != nil || len(ents) != tt.left {
@@ -114,6 +116,74 @@ func TestArchiveFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What was written is read again: what a restore needs of it, and no more.
+func TestUnpack(t *testing.T) {
+	dir := t.TempDir()
+	from := content(t)
+	if err := WriteJSON(from, ConfigFile, Config{ID: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteJSON(from, SpecFile, specs.Spec{Hostname: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Write(t.Context(), from, dir+"/c.tar", "id", func() {}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := Read(dir + "/c.tar")
+	if err != nil || a.Config.ID != "x" || a.Spec.Hostname != "h" {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if err := Unpack(t.Context(), dir+"/c.tar", dir+"/to"); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := os.ReadFile(dir + "/to/checkpoint/pages-1.img"); err != nil || string(raw) != memory {
+		t.Errorf("%d bytes, %v", len(raw), err)
+	}
+	if ents, err := os.ReadDir(dir + "/to"); err != nil || len(ents) != 1 {
+		t.Errorf("%v, %v", ents, err)
+	}
+}
+
+// FuzzArchive: whatever an archive is, it is read or refused, and nothing is made outside of the directory.
+func FuzzArchive(f *testing.F) {
+	entry := func(name string, kind byte, text string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		w.WriteHeader(&tar.Header{Name: name, Typeflag: kind, Linkname: "/", Size: int64(len(text))})
+		w.Write([]byte(text))
+		w.Close()
+		return b.Bytes()
+	}
+	f.Add([]byte("text"))
+	f.Add(entry("checkpoint/../../x", tar.TypeReg, "1"))
+	f.Add(entry("checkpoint/..", tar.TypeReg, "1"))
+	f.Add(entry("checkpoint/x", tar.TypeSymlink, ""))
+	f.Add(entry("./checkpoint/pages-1.img", tar.TypeReg, "1"))
+	f.Add(entry("config.dump", tar.TypeReg, "{}"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(dir+"/c.tar", raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		Read(dir + "/c.tar")
+		Unpack(t.Context(), dir+"/c.tar", dir+"/a/b")
+		for _, d := range []string{dir, dir + "/a"} {
+			ents, err := os.ReadDir(d)
+			for _, e := range ents {
+				if n := e.Name(); n != "c.tar" && n != "a" && n != "b" {
+					t.Errorf("%s was made, %v", n, err)
+				}
+			}
+		}
+		filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
+			if err == nil && e.Type()&os.ModeSymlink != 0 {
+				t.Errorf("a link was made: %s", p)
+			}
+			return nil
+		})
+	})
 }
 
 // FuzzLocation: whatever the path, nothing but a new file in a directory that is there is taken.
