@@ -27,7 +27,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
-	"github.com/orlop-io/orlop/internal/platform/overlay"
+	"github.com/orlop-io/orlop/internal/platform/overlay/changes"
 )
 
 var (
@@ -269,7 +269,7 @@ func (s *saving) layer() error {
 		mounted[path.Join("/", m.Destination)] = true
 	}
 	upper := filepath.Join(s.d.p.o.Root, "containers", string(s.st.ID), "upper")
-	gone, err := overlay.Diff(f, upper, s.layers, func(p string) bool { return mounted[p] })
+	gone, err := changes.Diff(f, upper, s.layers, func(p string) bool { return mounted[p] })
 	if err != nil || len(gone) == 0 {
 		return err
 	}

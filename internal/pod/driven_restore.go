@@ -22,6 +22,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
 	"github.com/orlop-io/orlop/internal/platform/overlay"
+	"github.com/orlop-io/orlop/internal/platform/overlay/changes"
 )
 
 var faultRestorePrepared = fault.New("pod.restore.files-made")
@@ -203,5 +204,5 @@ func (r *restoring) apply() error {
 		return err
 	}
 	defer tree.Close()
-	return overlay.Apply(tree, diff, gone)
+	return changes.Apply(tree, diff, gone)
 }

@@ -57,7 +57,8 @@ var hosts = []struct {
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
 		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
-		{name: "cri-criu", pkg: "test/e2e", run: "^(TestCRICheckpoint|TestCRICheckpointKilled|TestCRICheckpointByRuntime)$", env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "cri-criu", pkg: "test/e2e", run: "^(TestCRICheckpoint|TestCRICheckpointKilled)$", env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "cri-criu-runtimes", pkg: "test/e2e", run: "^TestCRICheckpointByRuntime$", env: []string{"ORLOP_TEST_CRIU=1"}},
 		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
 		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=97"}},
 	}},

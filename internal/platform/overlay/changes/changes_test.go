@@ -1,4 +1,4 @@
-package overlay
+package changes
 
 import (
 	"archive/tar"
@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // What has been done to the files of an overlay is in its upper directory, as Diff tells it: applied to
@@ -32,7 +34,7 @@ func TestDiff(t *testing.T) {
 		}
 	}
 	lower := []string{dir + "/lower1", dir + "/lower2"}
-	f, err := Mount(Layers{Lower: lower, Upper: dir + "/upper", Work: dir + "/work"})
+	f, err := overlay.Mount(overlay.Layers{Lower: lower, Upper: dir + "/upper", Work: dir + "/work"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +96,7 @@ func TestDiff(t *testing.T) {
 	for _, d := range []string{"upper2", "work2"} {
 		must(os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
-	other, err := Mount(Layers{Lower: lower, Upper: dir + "/upper2", Work: dir + "/work2"})
+	other, err := overlay.Mount(overlay.Layers{Lower: lower, Upper: dir + "/upper2", Work: dir + "/work2"})
 	must(err)
 	defer other.Close()
 	tree, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", other.Fd()))

@@ -1,4 +1,5 @@
-package overlay
+// Package changes tells what has become of the files of an overlay, and does it to another.
+package changes
 
 import (
 	"archive/tar"
@@ -12,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // Diff writes what an upper directory adds to the layers below it (topmost first), and changes in them, as a
@@ -73,7 +76,7 @@ func (d *differ) add(p string) error {
 	if err != nil {
 		return &fs.PathError{Op: "stat", Path: p, Err: err}
 	}
-	if IsWhiteout(&st) {
+	if overlay.IsWhiteout(&st) {
 		d.gone = append(d.gone, "/"+p)
 		return nil
 	}
@@ -143,13 +146,13 @@ func (d *differ) attributes(p string, h *tar.Header) error {
 			return &fs.PathError{Op: "read attribute " + name, Path: p, Err: err}
 		}
 		switch {
-		case name == XattrPrefix+"opaque":
+		case name == overlay.XattrPrefix+"opaque":
 			if string(value) == "y" {
 				if err := d.hidden(p); err != nil {
 					return err
 				}
 			}
-		case strings.HasPrefix(name, XattrPrefix), strings.HasPrefix(name, UserXattrPrefix):
+		case strings.HasPrefix(name, overlay.XattrPrefix), strings.HasPrefix(name, overlay.UserXattrPrefix):
 		default:
 			if h.PAXRecords == nil {
 				h.PAXRecords = map[string]string{}
@@ -213,9 +216,9 @@ func lowerNames(root *os.Root, p string, each func(name string, whiteout bool)) 
 		if err := unix.Fstatat(int(f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return false, &fs.PathError{Op: "stat", Path: path.Join(p, name), Err: err}
 		}
-		each(name, IsWhiteout(&st))
+		each(name, overlay.IsWhiteout(&st))
 	}
-	value, err := xattr(int(f.Fd()), XattrPrefix+"opaque")
+	value, err := xattr(int(f.Fd()), overlay.XattrPrefix+"opaque")
 	return err == nil && string(value) == "y", nil
 }
 

@@ -1,4 +1,4 @@
-package overlay
+package changes
 
 import (
 	"archive/tar"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // Apply does to a tree what Diff has told of another: it makes the archive's files, and removes those that are
@@ -139,7 +140,7 @@ func setAttributes(tree *os.Root, name string, h *tar.Header) error {
 		if !ok {
 			continue
 		}
-		if strings.HasPrefix(attr, XattrPrefix) || strings.HasPrefix(attr, UserXattrPrefix) {
+		if strings.HasPrefix(attr, overlay.XattrPrefix) || strings.HasPrefix(attr, overlay.UserXattrPrefix) {
 			return errs.New(errs.Corrupt, "it has an attribute of overlayfs, %s", attr)
 		}
 		if f == nil {
