@@ -145,7 +145,7 @@ func (d *Driven) saving(ctx context.Context, c *drivenContainer) (_ *saving, err
 	if s.spec, s.layers, s.release, err = d.buildContainer(ctx, c.pod, s.st.ID, &conf, img, false); err != nil {
 		return nil, err
 	}
-	if err := d.hooks.Adjust(s.spec, s.st.Adjustment); err == nil {
+	if err = d.hooks.Adjust(s.spec, s.st.Adjustment); err == nil {
 		err = checkpoint.Savable(s.spec)
 	}
 	if err != nil {
