@@ -270,6 +270,9 @@ func TestCRICheckpoint(t *testing.T) {
 	}
 	k.nothing(dir, "c.tar")
 	k.goesOn()
+	if out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", k.pid), "iptables", "-S").CombinedOutput(); err == nil && strings.Contains(string(out), "CRIU") {
+		t.Errorf("the pod's network is locked:\n%s", out)
+	}
 	wantCode(t, k.save(location), codes.AlreadyExists, "something already")
 	if st, err := os.Stat(location); err != nil || st.Mode() != 0o600 {
 		t.Errorf("%v %v", st, err)
