@@ -33,7 +33,6 @@ import (
 var (
 	faultCheckpointIntent  = fault.New("pod.checkpoint.intent-recorded")
 	faultCheckpointStill   = fault.New("pod.checkpoint.processes-saved")
-	faultCheckpointSaved   = fault.New("pod.checkpoint.container-goes-on")
 	faultCheckpointWritten = fault.New("pod.checkpoint.archive-written")
 	faultCheckpointDone    = fault.New("pod.checkpoint.archive-named")
 )
@@ -190,7 +189,6 @@ func (s *saving) do(ctx context.Context, r *CheckpointRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	faultCheckpointSaved.Hit()
 	if err := s.describe(r); err != nil {
 		return err
 	}
