@@ -149,9 +149,14 @@ func (r *restoring) prepare(ctx context.Context) (*ociruntime.Runtime, *keeper.R
 		return nil, nil, errs.New(errs.FailedPrecondition, "%w; containers are restored by it: put it beside orlop-keeper", err)
 	}
 	from := &keeper.Restore{Images: filepath.Join(r.files(), archive.ImagesDir), Work: filepath.Join(r.w.runDir(), "containers", string(r.st.ID), "restore")}
-	if _, err := p.runtime.status(ctx, string(r.st.ID)); err == nil {
-		return rt, from, nil // the request before has come further: it may run, and write
-	} else if !errors.Is(err, errs.NotFound) {
+	// Where the request before has come further its processes may be on their way, and write. Status would not
+	// tell: the keeper shows no container that is not made whole. But it answers this only when it has done
+	// whatever it is doing with one.
+	err := p.runtime.do(ctx, func(k *keeper.Client) error { return k.Resume(ctx, string(r.st.ID)) })
+	switch {
+	case err == nil, errors.Is(err, errs.FailedPrecondition): // it runs, or has run
+		return rt, from, nil
+	case !errors.Is(err, errs.NotFound):
 		return nil, nil, err
 	}
 	// A CRIU that cannot work is an error before anything is unpacked.
