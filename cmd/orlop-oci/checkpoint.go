@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
 // imageFlags are the flags that checkpoint and restore have in common.
-func imageFlags(f *flags, im *container.Images, emptyNS *[]string) {
+func imageFlags(f *flags, im *checkpoint.Images, emptyNS *[]string) {
 	f.str(&im.Dir, "image-path", "checkpoint", "DIR", "directory of CRIU's images (default: ./checkpoint)")
 	f.str(&im.Work, "work-path", "", "DIR", "directory of CRIU's log and statistics (default: that of the images)")
 	f.bool(&im.TCPEstablished, "tcp-established", "", "keep open TCP connections")
@@ -37,7 +38,7 @@ func checkEmptyNS(list []string) error {
 }
 
 func checkpointCommand(f *flags) func(*app, []string) error {
-	var o container.CheckpointOptions
+	var o checkpoint.Options
 	var emptyNS []string
 	var pages string
 	status := -1
@@ -98,7 +99,7 @@ func statusFile(fd int) (*os.File, error) {
 
 func restoreCommand(f *flags) func(*app, []string) error {
 	var m making
-	var im container.Images
+	var im checkpoint.Images
 	var emptyNS []string
 	var noSubreaper bool
 	f.str(&m.o.Bundle, "bundle", ".", "DIR", "the bundle (default: the working directory)")
@@ -126,7 +127,7 @@ func restoreCommand(f *flags) func(*app, []string) error {
 }
 
 // restoreContainer restores a container, and stays until it has ended unless it is to leave it.
-func restoreContainer(s *container.Store, id string, o container.CreateOptions, im container.Images, subreaper bool) error {
+func restoreContainer(s *container.Store, id string, o container.CreateOptions, im checkpoint.Images, subreaper bool) error {
 	ctx, stop := interruptible()
 	defer stop()
 	c, err := s.Restore(ctx, id, o, im)

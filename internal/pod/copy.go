@@ -75,7 +75,7 @@ func (p *Pods) CopyFrom(ctx context.Context, k Key, container, from string, w io
 	if base == "/" {
 		base = "."
 	}
-	if err := archive(ctx, at, base, tw); err != nil {
+	if err := archiveTree(ctx, at, base, tw); err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	return tw.Close()
@@ -103,7 +103,7 @@ func (a *archiver) WriteHeader(h *tar.Header) error {
 	return a.Writer.WriteHeader(h)
 }
 
-func archive(ctx context.Context, at *os.File, base string, tw *archiver) error {
+func archiveTree(ctx context.Context, at *os.File, base string, tw *archiver) error {
 	fi, err := os.Stat(again(at))
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ func TestArchive(t *testing.T) {
 		defer f.Close()
 		var b bytes.Buffer
 		tw := tar.NewWriter(&b)
-		if err := archive(context.Background(), f, base, &archiver{Writer: tw}); err != nil {
+		if err := archiveTree(context.Background(), f, base, &archiver{Writer: tw}); err != nil {
 			return nil, err
 		}
 		if err := tw.Close(); err != nil {

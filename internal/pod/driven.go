@@ -159,6 +159,8 @@ type DrivenContainer struct {
 	User                             specs.User
 	LogPath                          string // absolute; "": none
 	Adjustment                       []byte `json:",omitempty"` // what plugins have made of it
+	// Checkpoint is the archive that it is restored from when it starts; "": none.
+	Checkpoint string `json:",omitempty"`
 }
 
 type sandboxRecord struct {

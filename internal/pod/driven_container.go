@@ -61,6 +61,10 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 	if err != nil {
 		return "", err
 	}
+	from, err := d.checkpointed(pod, &c)
+	if err != nil {
+		return "", fmt.Errorf("container %s of pod %s: %w", c.Name, box.Config.Key, err)
+	}
 	img, err := d.p.o.Images.Use(ctx, c.Image)
 	if err != nil {
 		return "", err
@@ -71,8 +75,12 @@ func (d *Driven) CreateContainer(ctx context.Context, sandbox ID, c ContainerCon
 		return "", err
 	}
 	release()
+	if err := from.fits(oci); err != nil {
+		return "", fmt.Errorf("container %s of pod %s: %w", c.Name, box.Config.Key, err)
+	}
 	rec := containerRecord{DrivenContainer: DrivenContainer{
 		ID: id, Sandbox: sandbox, Config: c, ImageID: img.ID, State: DrivenCreated, CreatedAt: time.Now(), User: oci.Process.User, LogPath: log,
+		Checkpoint: from.location,
 	}}
 	dc, updates, err := d.admitContainer(ctx, pod, rec, oci)
 	if err != nil {
@@ -202,6 +210,16 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) (err error)
 	if conf.Security.ReadOnlyRoot {
 		oci.Root = &specs.Root{Path: "/", Readonly: true}
 	}
+	var restore *keeper.Restore
+	if st.Checkpoint != "" {
+		r := restoring{d: d, st: &st, w: w, layers: layers}
+		defer r.forget()
+		if runtime, restore, err = r.prepare(ctx); err != nil {
+			err = fmt.Errorf("restore container %s: %w", id, err)
+			d.failed(c, err)
+			return err
+		}
+	}
 	letGo := d.hooks.Hold()
 	held := true
 	unhold := func() {
@@ -221,7 +239,7 @@ func (d *Driven) StartContainer(ctx context.Context, id ContainerID) (err error)
 		ID: string(id), OCI: oci, Rootfs: executor.Rootfs{Lower: layers, Upper: filepath.Join(disk, "upper"), Work: filepath.Join(disk, "work"), IDMap: w.nsPath(namespace.User) != ""},
 		Cgroup: filepath.Join(w.group(), string(id)), Log: log, Stdin: conf.Stdin, StdinOnce: conf.StdinOnce,
 		Labels:  map[string]string{"pod": string(pod.rec.ID), "container": conf.Name},
-		Runtime: runtime,
+		Runtime: runtime, Restore: restore,
 	})
 	faultDrivenStarted.Hit()
 	if err != nil {

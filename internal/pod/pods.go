@@ -175,6 +175,9 @@ func (p *Pods) Reconcile(ctx context.Context) error {
 	if err := p.driven.reconcile(ctx); err != nil {
 		return err
 	}
+	if err := p.driven.sweepCheckpoints(ctx); err != nil {
+		return err
+	}
 	if err := p.sweep(ctx, live); err != nil {
 		return err
 	}

@@ -44,6 +44,7 @@ func TestMain(m *testing.M) {
 			programs.Program{Package: "cmd/orlop-oci"},
 			programs.Program{Package: "examples/notes"},
 			programs.Program{Package: "test/e2e/testdata/tool"},
+			programs.Program{Package: "cmd/orlop-oci/testdata/counter"},
 		)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

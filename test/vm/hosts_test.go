@@ -61,6 +61,7 @@ var hosts = []struct {
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
 		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
+		{name: "cri-criu", pkg: "test/e2e", run: "^TestCRICheckpoint(Killed|ByRuntime)?$", env: []string{"ORLOP_TEST_CRIU=1"}},
 		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
 		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=97"}},
 	}},
@@ -103,7 +104,7 @@ func TestHosts(t *testing.T) {
 					var out bytes.Buffer
 					start := time.Now()
 					code, err := m.Run(Command{
-						Argv: []string{bin, "-test.v", "-test.timeout=4m", "-test.run", s.run, "-test.skip", s.skip},
+						Argv: []string{bin, "-test.v", "-test.timeout=8m", "-test.run", s.run, "-test.skip", s.skip},
 						Env:  append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LC_ALL=C", programs.Env + "=" + built}, s.env...),
 						Dir:  filepath.Join(moduleDir(t), s.pkg), Stdout: &out, Stderr: &out,
 					})

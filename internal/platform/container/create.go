@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,6 +16,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/base/rawfile"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
@@ -100,7 +100,7 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 	}
 	c := &Container{store: s, dir: s.path(id), spec: spec, rec: record{
 		Version: recordVersion, OCIVersion: specs.Version, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(),
-		Owner: uint32(os.Geteuid()), Annotations: spec.Annotations, Boot: bootID(), PIDNamespace: ownNamespace(spec, specs.PIDNamespace),
+		Owner: uint32(os.Geteuid()), Annotations: spec.Annotations, Boot: bootID(), PIDNamespace: checkpoint.OwnNamespace(spec, specs.PIDNamespace),
 		Restore: o.restores,
 	}}
 	if err := c.place(spec); err != nil {
@@ -195,10 +195,6 @@ func checkConsole(p *specs.Process, socket string, detach bool) error {
 		return errs.New(errs.Invalid, "cannot allocate tty if the command will detach without setting console socket: give --console-socket, or leave out process.terminal")
 	}
 	return nil
-}
-
-func ownNamespace(spec *specs.Spec, kind specs.LinuxNamespaceType) bool {
-	return spec.Linux != nil && slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path == "" })
 }
 
 // place settles the container's control group.

@@ -15,6 +15,7 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint"
 	"github.com/orlop-io/orlop/internal/platform/criu"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
@@ -36,15 +37,15 @@ var (
 //
 // The container is recorded while its processes still stand still, and CRIU ends them if we
 // die before that: as with a create there is never a process that no record tells of.
-func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Images) (*Container, error) {
+func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im checkpoint.Images) (*Container, error) {
 	if o.NoPivot {
 		return nil, errs.New(errs.Unsupported, "--no-pivot: CRIU restores by pivot_root(2); leave it out")
 	}
-	streams, err := savedStreams(im.Dir)
+	streams, err := checkpoint.SavedStreams(im.Dir)
 	if err != nil {
 		return nil, err
 	}
-	saved, err := checkImages(im.Dir)
+	saved, err := checkpoint.CheckImages(im.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Imag
 		if _, err := os.Stat(parent); err != nil {
 			break
 		}
-		if _, err := checkImages(parent); err != nil {
+		if _, err := checkpoint.CheckImages(parent); err != nil {
 			return nil, err
 		}
 	}
@@ -62,7 +63,7 @@ func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Imag
 			im.Cgroups = "soft" // as the other runtime has saved them
 		}
 	}
-	tool, err := im.open(ctx)
+	tool, err := im.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +81,7 @@ func (s *Store) Restore(ctx context.Context, id string, o CreateOptions, im Imag
 type restoring struct {
 	*Container
 	o       CreateOptions
-	images  Images
+	images  checkpoint.Images
 	tool    *criu.CRIU
 	streams []string
 
@@ -90,10 +91,10 @@ type restoring struct {
 }
 
 func (r *restoring) do(ctx context.Context) error {
-	if err := savable(r.spec); err != nil {
+	if err := checkpoint.Savable(r.spec); err != nil {
 		return err
 	}
-	opts, err := r.images.options("restore.log")
+	opts, err := r.images.Options("restore.log")
 	if err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func (r *restoring) do(ctx context.Context) error {
 		return err
 	}
 	afterGroup.Hit()
-	if opts.Mounts, err = sources(r.spec, r.rec.Bundle, r.rec.Rootfs, g); err != nil {
+	if opts.Mounts, err = checkpoint.Sources(r.spec, r.rec.Bundle, r.rec.Rootfs, g); err != nil {
 		return err
 	}
 	opts.Sibling, opts.EvasiveDevices = true, true
@@ -136,7 +137,7 @@ func (r *restoring) do(ctx context.Context) error {
 		err = errs.New(errs.Internal, "CRIU does not tell which process it has restored")
 	}
 	if err != nil {
-		err = r.images.explain(err, opts.LogFile)
+		err = r.images.Explain(err, opts.LogFile)
 		r.abandon()
 		return err
 	}
@@ -152,18 +153,18 @@ func (r *restoring) do(ctx context.Context) error {
 // in the container's cgroup namespace, which CRIU then does not make.
 func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start) error {
 	var unshare uintptr
-	if opts.Cgroups == criu.CgroupsIgnore && ownNamespace(r.spec, specs.CgroupNamespace) {
+	if opts.Cgroups == criu.CgroupsIgnore && checkpoint.OwnNamespace(r.spec, specs.CgroupNamespace) {
 		unshare = unix.CLONE_NEWCGROUP
 		if !g.Clones() {
 			return errs.New(errs.Unsupported, "a cgroup namespace cannot be restored in this control group (cgroup v1, or a CPU quota that is used up): use --manage-cgroups-mode soft")
 		}
 	}
-	return privately(func() error {
+	return checkpoint.Privately(func() error {
 		if err := unix.Mount(r.rec.Rootfs, opts.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("bind the root filesystem: %w", err)
 		}
 		// It works in a directory, and mounts in it, so that has to be one of this namespace.
-		if err := r.images.openDirs(opts); err != nil {
+		if err := r.images.OpenDirs(opts); err != nil {
 			return err
 		}
 		pid, err := g.SpawnOnThread(func(cgroupFD int) (int, error) { return start(cgroupFD, unshare) })
@@ -177,8 +178,8 @@ func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start)
 
 // namespaces adds those that the container joins.
 func (r *restoring) namespaces(req *criu.Request) error {
-	for _, n := range externalNamespaces {
-		p, err := joined(r.spec, n.kind, n.file)
+	for _, n := range checkpoint.ExternalNamespaces {
+		p, err := checkpoint.Joined(r.spec, n.Kind, n.File)
 		if err != nil {
 			return err
 		}
@@ -187,18 +188,18 @@ func (r *restoring) namespaces(req *criu.Request) error {
 		}
 		f, err := os.Open(p)
 		if err != nil {
-			return fmt.Errorf("%s namespace: %w", n.kind, err)
+			return fmt.Errorf("%s namespace: %w", n.Kind, err)
 		}
-		req.Options.Inherit = append(req.Options.Inherit, criu.InheritFD{Key: n.name, FD: criu.FirstExtra + len(req.Extra)})
+		req.Options.Inherit = append(req.Options.Inherit, criu.InheritFD{Key: n.Name, FD: criu.FirstExtra + len(req.Extra)})
 		req.Extra = append(req.Extra, f)
 	}
-	for _, n := range joinedNamespaces {
-		p, err := joined(r.spec, n.kind, n.file)
+	for _, n := range checkpoint.JoinedNamespaces {
+		p, err := checkpoint.Joined(r.spec, n.Kind, n.File)
 		if err != nil {
 			return err
 		}
 		if p != "" {
-			req.Options.JoinNamespaces = append(req.Options.JoinNamespaces, criu.Pair{Key: n.file, Value: p})
+			req.Options.JoinNamespaces = append(req.Options.JoinNamespaces, criu.Pair{Key: n.File, Value: p})
 		}
 	}
 	return nil
@@ -211,7 +212,7 @@ func (r *restoring) inherit(req *criu.Request) {
 	}
 	req.Stdio = [3]*os.File{r.o.In, r.o.Out, r.o.Err}
 	for fd, s := range r.streams {
-		if isExternal(s) && !slices.ContainsFunc(req.Options.Inherit, func(i criu.InheritFD) bool { return i.Key == s }) {
+		if checkpoint.IsExternal(s) && !slices.ContainsFunc(req.Options.Inherit, func(i criu.InheritFD) bool { return i.Key == s }) {
 			req.Options.Inherit = append(req.Options.Inherit, criu.InheritFD{Key: s, FD: fd})
 		}
 	}

@@ -307,8 +307,12 @@ func (c *Client) Run(ctx context.Context, spec Spec) (s Started, err error) {
 }
 
 // operation is the request's name. That of a container of another runtime is its own, so
-// that a keeper that knows no runtimes refuses it, and does not pass over who is to make it.
+// that a keeper that knows no runtimes refuses it, and does not pass over who is to make it. So with what is
+// restored.
 func (s *Spec) operation(name string) string {
+	if s.Restore != nil {
+		return name + "-from-checkpoint"
+	}
 	if s.Runtime != nil {
 		return name + "-by-runtime"
 	}

@@ -31,6 +31,14 @@ type Spec struct {
 	Labels map[string]string `json:",omitempty"`
 	// Runtime is who makes the container; nil is the keeper's own executor.
 	Runtime *ociruntime.Runtime `json:",omitempty"`
+	// Restore, which needs a Runtime, makes it of a checkpoint instead of OCI.Process.
+	Restore *Restore `json:",omitempty"`
+}
+
+// Restore says what a container is restored from.
+type Restore struct {
+	Images string // directory of CRIU's images
+	Work   string // directory of CRIU's log, which is made
 }
 
 // LogConfig says where a container's output goes, in the CRI log format.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -49,7 +50,16 @@ func (c *Container) Create(ctx context.Context, streams [3]*os.File, terminal bo
 	if err := os.MkdirAll(c.Root, 0o700); err != nil {
 		return Started{}, fmt.Errorf("runtime handler %s: %w", c.Name, err)
 	}
-	return c.process(ctx, []string{"create", "--bundle", c.Dir}, streams, terminal)
+	return c.process(ctx, c.Limit(), []string{"create", "--bundle", c.Dir}, streams, terminal)
+}
+
+// Restore makes the container of a checkpoint, as Create, with CRIU's log in the directory work. It runs when
+// Restore returns; TCP connections that it had are closed.
+func (c *Container) Restore(ctx context.Context, images, work string, streams [3]*os.File, terminal bool) (Started, error) {
+	if err := os.MkdirAll(c.Root, 0o700); err != nil {
+		return Started{}, fmt.Errorf("runtime handler %s: %w", c.Name, err)
+	}
+	return c.process(ctx, checkpointLimit, []string{"restore", "--detach", "--bundle", c.Dir, "--image-path", images, "--work-path", work, "--file-locks", "--tcp-close"}, streams, terminal)
 }
 
 // Exec runs a further process in the container. It runs when Exec returns.
@@ -66,11 +76,11 @@ func (c *Container) Exec(ctx context.Context, p *specs.Process, streams [3]*os.F
 	if err := os.WriteFile(file, raw, 0o600); err != nil {
 		return Started{}, err
 	}
-	return c.process(ctx, []string{"exec", "--detach", "--process", file}, streams, p.Terminal)
+	return c.process(ctx, c.Limit(), []string{"exec", "--detach", "--process", file}, streams, p.Terminal)
 }
 
 // process carries out a command that leaves a process behind.
-func (c *Container) process(ctx context.Context, args []string, streams [3]*os.File, terminal bool) (s Started, err error) {
+func (c *Container) process(ctx context.Context, limit time.Duration, args []string, streams [3]*os.File, terminal bool) (s Started, err error) {
 	log, err := c.scratch("log")
 	if err != nil {
 		return s, err
@@ -83,7 +93,7 @@ func (c *Container) process(ctx context.Context, args []string, streams [3]*os.F
 	if err := os.Remove(pidFile); err != nil { // runsc wants to make it
 		return s, err
 	}
-	k := call{limit: c.Limit(), log: log, args: append(args, "--pid-file", pidFile)}
+	k := call{limit: limit, log: log, args: append(args, "--pid-file", pidFile)}
 	var console *console
 	if terminal {
 		if console, err = listen(c.Sockets); err != nil {
@@ -188,5 +198,21 @@ func (c *Container) Delete(ctx context.Context) error {
 	if rerr := os.RemoveAll(filepath.Join(c.Root, c.ID)); rerr != nil && err == nil {
 		err = rerr
 	}
+	return err
+}
+
+// checkpointLimit is how long a checkpoint or restore may take: much memory takes its time, and a command that is killed
+// leaves processes with CRIU's code in them.
+const checkpointLimit = 30 * time.Minute
+
+// Checkpoint saves the container by CRIU in a directory, with CRIU's log in another, and lets it go on as it
+// was: running or paused.
+func (c *Container) Checkpoint(ctx context.Context, images, work string) error {
+	log, err := c.scratch("log")
+	if err != nil {
+		return err
+	}
+	_, err = c.run(context.WithoutCancel(ctx), call{limit: checkpointLimit, log: log,
+		args: []string{"checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path", images, "--work-path", work, c.ID}})
 	return err
 }

@@ -237,6 +237,9 @@ func init() {
 		"create-by-runtime": {do: (*Server).opCreate, litters: true},
 		"run-by-runtime":    {do: (*Server).opRun, litters: true},
 
+		"create-from-checkpoint": {do: (*Server).opCreate, litters: true},
+		"run-from-checkpoint":    {do: (*Server).opRun, litters: true},
+
 		"start":      on((*Server).start),
 		"delete":     on((*Server).delete),
 		"signal":     on((*Server).signal),

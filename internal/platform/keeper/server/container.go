@@ -97,9 +97,11 @@ func (c *container) openStreams() (err error) {
 	return err
 }
 
-// openFIFO opens without waiting for the other end, as a file that Go leaves alone.
+// openFIFO opens without waiting for the other end, as a file that Go leaves alone. The directory is nobody
+// else's, and O_NOFOLLOW would stay with the descriptor: a container that has it is restored from a
+// checkpoint by opening a link of /proc with the same flags.
 func openFIFO(path string, mode int) (*os.File, error) {
-	fd, err := unix.Open(path, mode|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	fd, err := unix.Open(path, mode|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}

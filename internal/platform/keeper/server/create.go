@@ -62,6 +62,9 @@ func (s *Server) begin(ctx context.Context, f *frame) (spec keeper.MakeRequest, 
 	if spec.Cgroup == "" {
 		return spec, nil, errs.New(errs.Invalid, "container %s has no control group: without one it could not be ended as a whole", spec.ID)
 	}
+	if spec.Restore != nil && spec.Runtime == nil {
+		return spec, nil, errs.New(errs.Unsupported, "container %s: the keeper's own executor restores nothing; name a runtime that does", spec.ID)
+	}
 	unlock, err = s.locks.Lock(ctx, spec.ID)
 	return spec, unlock, err
 }

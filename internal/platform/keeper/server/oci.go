@@ -67,7 +67,12 @@ func (o oci) create(ctx context.Context, c *container, spec *keeper.MakeRequest,
 		return nil, err
 	}
 	defer o.s.parenthood()()
-	started, err := o.container(c).Create(ctx, stdio, c.rec.Terminal)
+	var started ociruntime.Started
+	if r := spec.Restore; r != nil {
+		started, err = o.container(c).Restore(ctx, r.Images, r.Work, stdio, c.rec.Terminal)
+	} else {
+		started, err = o.container(c).Create(ctx, stdio, c.rec.Terminal)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +81,9 @@ func (o oci) create(ctx context.Context, c *container, spec *keeper.MakeRequest,
 	if err != nil {
 		return nil, err
 	}
-	p.start = func(ctx context.Context) error { return o.start(ctx, c) }
+	if spec.Restore == nil { // else it runs
+		p.start = func(ctx context.Context) error { return o.start(ctx, c) }
+	}
 	// A runtime need not know all the hierarchies that we count and freeze by.
 	if pids, err := c.group.Procs(); err == nil && !slices.Contains(pids, p.pid) {
 		if err := c.group.Add(p.pid); err != nil {

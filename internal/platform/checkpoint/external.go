@@ -1,4 +1,4 @@
-package container
+package checkpoint
 
 import (
 	"errors"
@@ -111,7 +111,7 @@ func (t *mountTable) external(spec *specs.Spec) (list []criu.Pair, err error) {
 		switch {
 		case isBind(m):
 			binds = append(binds, at)
-		case isCgroup(m) && !ownNamespace(spec, specs.CgroupNamespace):
+		case isCgroup(m) && !OwnNamespace(spec, specs.CgroupNamespace):
 			// The groups' directories, bound: in it, or below it where there are several.
 			if at.Root != "/" {
 				binds = append(binds, at)
@@ -170,9 +170,14 @@ func isBind(m specs.Mount) bool {
 
 func isCgroup(m specs.Mount) bool { return m.Type == "cgroup" || m.Type == "cgroup2" }
 
-// joined returns the path of a namespace that a container has joined, "" for one of its own
+// OwnNamespace tells whether a container has a namespace of its own.
+func OwnNamespace(spec *specs.Spec, kind specs.LinuxNamespaceType) bool {
+	return spec.Linux != nil && slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path == "" })
+}
+
+// Joined returns the path of a namespace that a container has joined, "" for one of its own
 // and for one that is the caller's.
-func joined(spec *specs.Spec, kind specs.LinuxNamespaceType, file string) (string, error) {
+func Joined(spec *specs.Spec, kind specs.LinuxNamespaceType, file string) (string, error) {
 	if spec.Linux == nil {
 		return "", nil
 	}
@@ -192,20 +197,20 @@ func joined(spec *specs.Spec, kind specs.LinuxNamespaceType, file string) (strin
 	return "", nil
 }
 
-// externalNamespaces are those that CRIU can leave out: they are there before a restore.
-var externalNamespaces = []struct {
-	kind       specs.LinuxNamespaceType
-	file, name string
+// ExternalNamespaces are those that CRIU can leave out: they are there before a restore.
+var ExternalNamespaces = []struct {
+	Kind       specs.LinuxNamespaceType
+	File, Name string
 }{{specs.NetworkNamespace, "net", "extRootNetNS"}, {specs.PIDNamespace, "pid", "extRootPidNS"}}
 
-// joinedNamespaces are those that CRIU can restore into.
-var joinedNamespaces = []struct {
-	kind specs.LinuxNamespaceType
-	file string
+// JoinedNamespaces are those that CRIU can restore into.
+var JoinedNamespaces = []struct {
+	Kind specs.LinuxNamespaceType
+	File string
 }{{specs.IPCNamespace, "ipc"}, {specs.UTSNamespace, "uts"}, {specs.UserNamespace, "user"}}
 
-// savable refuses what would not come back as it was.
-func savable(spec *specs.Spec) error {
+// Savable refuses what would not come back as it was.
+func Savable(spec *specs.Spec) error {
 	for _, m := range spec.Mounts {
 		if len(m.UIDMappings)+len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
 			return errs.New(errs.Unsupported, "mount on %s: CRIU does not save id-mapped mounts", m.Destination)
@@ -250,6 +255,10 @@ func stream(pid, fd int, table *mountTable) (string, error) {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+	case unix.S_IFIFO: // one of the filesystem is as a file
+		if strings.HasPrefix(link, "pipe:") {
+			return link, nil
+		}
 	case unix.S_IFCHR:
 		if unix.Major(st.Rdev) != 1 { // terminals are --shell-job's business
 			return link, nil
@@ -272,7 +281,7 @@ func stream(pid, fd int, table *mountTable) (string, error) {
 	return link, nil
 }
 
-// isExternal tells whether a stream is one that a restore gives anew.
-func isExternal(stream string) bool {
+// IsExternal tells whether a stream is one that a restore gives anew.
+func IsExternal(stream string) bool {
 	return strings.HasPrefix(stream, "pipe:") || strings.HasPrefix(stream, "file[")
 }

@@ -1,4 +1,4 @@
-package container
+package checkpoint
 
 import (
 	"fmt"
@@ -18,9 +18,9 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
-// privately runs fn on a thread with a mount namespace of its own, which is gone with what
+// Privately runs fn on a thread with a mount namespace of its own, which is gone with what
 // is mounted in it once fn has returned and what it started there has ended.
-func privately(fn func() error) error {
+func Privately(fn func() error) error {
 	return namespace.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("make a mount namespace: %w", err)
@@ -32,15 +32,15 @@ func privately(fn func() error) error {
 	})
 }
 
-// sources makes the mount points that a specification needs and a root filesystem lacks, as a
+// Sources makes the mount points that a specification needs and a root filesystem lacks, as a
 // create does, and returns what CRIU is to mount by each name.
 //
 // Everything is mounted for it, in a namespace that ends with the call, as a mount point may be
 // in another mount: of filesystems that are restored with what is in them there is an
 // empty one in their place.
-func sources(spec *specs.Spec, bundle, rootfs string, g *cgroup.Group) (list []criu.Pair, err error) {
+func Sources(spec *specs.Spec, bundle, rootfs string, g *cgroup.Group) (list []criu.Pair, err error) {
 	add := func(name, source string) { list = append(list, criu.Pair{Key: name, Value: source}) }
-	err = privately(func() error {
+	err = Privately(func() error {
 		root, err := unix.Open(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open root filesystem %s: %w", rootfs, err)
@@ -55,7 +55,7 @@ func sources(spec *specs.Spec, bundle, rootfs string, g *cgroup.Group) (list []c
 			}
 			if err := place(root, dest, source, func(at string, below []string) {
 				name, _ := strings.CutPrefix(at, rootfs)
-				if isCgroup(m) && !ownNamespace(spec, specs.CgroupNamespace) {
+				if isCgroup(m) && !OwnNamespace(spec, specs.CgroupNamespace) {
 					dirs := g.Dirs()
 					for _, dir := range dirs {
 						add(name, dir)

@@ -1,4 +1,4 @@
-package container
+package checkpoint
 
 import (
 	"encoding/json"
@@ -14,9 +14,9 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
-// manifest is written beside the images when they are whole: CRIU looks neither at the size of a file
+// Manifest is written beside the images when they are whole: CRIU looks neither at the size of a file
 // of memory, of which it waits for the rest for ever, nor at what is in it.
-type manifest struct {
+type Manifest struct {
 	Version int `json:"version"`
 	// Cgroups is how control groups were saved, as Images.Cgroups.
 	Cgroups string                  `json:"cgroups"`
@@ -35,7 +35,7 @@ const (
 
 // writeManifest writes the one of a directory.
 func writeManifest(dir, cgroups string) error {
-	m := manifest{Version: manifestVersion, Cgroups: cgroups, Files: map[string]manifestFile{}}
+	m := Manifest{Version: manifestVersion, Cgroups: cgroups, Files: map[string]manifestFile{}}
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("list the images: %w", err)
@@ -70,9 +70,9 @@ func sum(file string) (manifestFile, error) {
 	return manifestFile{n, h.Sum64()}, err
 }
 
-// checkImages reads a directory's manifest and compares the files with it: errs.Corrupt.
+// CheckImages reads a directory's manifest and compares the files with it: errs.Corrupt.
 // Without one, as with what another runtime has saved, nothing is known.
-func checkImages(dir string) (m manifest, err error) {
+func CheckImages(dir string) (m Manifest, err error) {
 	name := filepath.Join(dir, manifestName)
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
