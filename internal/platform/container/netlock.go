@@ -8,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/checkpoint"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
@@ -16,7 +17,7 @@ import (
 // namespace to end with what it has saved, and when it restores into the same one adds a second lock, which it then cannot
 // take away. But a namespace that is joined goes on, with others in it.
 func unlockNetwork(spec *specs.Spec) error {
-	path, err := joined(spec, specs.NetworkNamespace, "net")
+	path, err := checkpoint.Joined(spec, specs.NetworkNamespace, "net")
 	if err != nil || path == "" {
 		return err
 	}

@@ -235,7 +235,7 @@ func cgroupRoots(pid int) (list []criu.Pair, err error) {
 // furnish makes the new namespaces of a process as a create would: CRIU brings back a network namespace that is empty,
 // with the loopback interface down, on which connections may be about to be restored. Sysctls may be of interfaces that hooks make.
 func (r *restoring) furnish(ctx context.Context, pid int) error {
-	own, inside := ownNamespace(r.spec, specs.NetworkNamespace), fmt.Sprintf("/proc/%d/ns/net", pid)
+	own, inside := checkpoint.OwnNamespace(r.spec, specs.NetworkNamespace), fmt.Sprintf("/proc/%d/ns/net", pid)
 	if own {
 		if err := namespace.Do(inside, namespace.LoopbackUp); err != nil {
 			return fmt.Errorf("bring up the loopback interface: %w", err)
