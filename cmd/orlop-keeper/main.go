@@ -24,6 +24,7 @@ func main() {
 	var o server.Options
 	flag.StringVar(&o.Dir, "dir", "/run/orlop/keeper", "directory of socket and containers, on tmpfs")
 	flag.StringVar(&o.Init, "init", "/usr/libexec/orlop/orlop-init", "the orlop-init binary")
+	flag.StringVar(&o.Roots, "roots", "", "directory for root filesystems of containers in user namespaces that another runtime makes; others must be able to search what leads there (empty: none)")
 	driver := flag.String("cgroup-driver", "", "cgroupfs or systemd; empty finds out")
 	faults := flag.Bool("faults", false, "list the fault points of this build and end")
 	about := flag.Bool("about", false, "print version, protocol and state's format and end")

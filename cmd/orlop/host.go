@@ -124,8 +124,10 @@ func freshRun(c config.Config, log *slog.Logger) error {
 	}
 	if err == nil {
 		log.Warn("the run directory is of an earlier boot and is emptied", "run", c.Run, "boot", strings.TrimSpace(string(old)))
-		if err := mount.RemoveTree(c.Run); err != nil {
-			return err
+		for _, dir := range []string{c.Run, rootsDir(c)} {
+			if err := mount.RemoveTree(dir); err != nil {
+				return err
+			}
 		}
 	}
 	if err := os.MkdirAll(c.Run, 0o700); err != nil {

@@ -71,8 +71,10 @@ func teardown(ctx context.Context, c config.Config, log *slog.Logger, purge bool
 	if err := removeGroups(ctx, c); err != nil {
 		return err
 	}
-	if err := removeRun(ctx, c.Run); err != nil {
-		return err
+	for _, dir := range []string{c.Run, rootsDir(c)} {
+		if err := removeRun(ctx, dir); err != nil {
+			return err
+		}
 	}
 	if !purge {
 		return nil
@@ -187,7 +189,7 @@ func removeGroups(ctx context.Context, c config.Config) error {
 	return g.Remove(ctx)
 }
 
-// removeRun unmounts and removes the volatile directory.
+// removeRun unmounts and removes a volatile directory.
 func removeRun(ctx context.Context, run string) error {
 	if err := mount.UnmountBelow(ctx, run, 10*time.Second); err != nil {
 		return err

@@ -96,9 +96,12 @@ func (h *host) criOptions(ready <-chan struct{}) (cri.Options, error) {
 	}, nil
 }
 
+// rootsDir is beside the run directory, which nobody but root may search.
+func rootsDir(c config.Config) string { return filepath.Clean(c.Run) + "-roots" }
+
 // keeperOptions finds the executables beside this one unless they are configured.
 func keeperOptions(c config.Config) keeper.SpawnOptions {
-	o := keeper.SpawnOptions{Binary: c.Keeper.Binary, Init: c.Keeper.Init, Dir: filepath.Join(c.Run, "keeper"), LogFile: filepath.Join(c.Root, "keeper.log")}
+	o := keeper.SpawnOptions{Binary: c.Keeper.Binary, Init: c.Keeper.Init, Dir: filepath.Join(c.Run, "keeper"), Roots: rootsDir(c), LogFile: filepath.Join(c.Root, "keeper.log")}
 	if c.Cgroup.Driver != "auto" {
 		o.Driver = c.Cgroup.Driver
 	}

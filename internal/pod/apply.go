@@ -20,6 +20,7 @@ import (
 // containers' images, which restarts those containers; anything else is errs.Invalid.
 // A pod that is being deleted is errs.FailedPrecondition.
 func (p *Pods) Apply(ctx context.Context, spec Spec) (Change, error) {
+	unfit := p.handlers.admit(ctx, &spec) // a runtime may be asked for what it can do: before the lock
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ctx != nil && p.ctx.Err() != nil {
@@ -30,8 +31,8 @@ func (p *Pods) Apply(ctx context.Context, spec Spec) (Change, error) {
 		if err := p.checkPorts(&spec); err != nil {
 			return "", err
 		}
-		if err := p.handlers.admit(&spec); err != nil {
-			return "", fmt.Errorf("pod %s: runtimeClassName: %w", spec.Key, err)
+		if unfit != nil {
+			return "", fmt.Errorf("pod %s: runtimeClassName: %w", spec.Key, unfit)
 		}
 		m := manifest{Spec: spec, ID: newID(), CreatedAt: time.Now(), Boot: p.bootMark()}
 		if err := p.manifests.Put(spec.Key.String(), m); err != nil {

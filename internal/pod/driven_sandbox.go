@@ -17,7 +17,7 @@ func (d *Driven) RunSandbox(ctx context.Context, c SandboxConfig) (ID, error) {
 	if err := c.check(); err != nil {
 		return "", err
 	}
-	if err := d.p.handlers.admit(&c.Spec); err != nil {
+	if err := d.p.handlers.admit(ctx, &c.Spec); err != nil {
 		return "", fmt.Errorf("pod %s: %w", c.Key, err)
 	}
 	unlock, err := d.locks.Lock(ctx, c.lockName())

@@ -123,7 +123,7 @@ func (d *Driven) Handlers(ctx context.Context) []Handler {
 		wg.Go(func() {
 			r := h.runtimes[name]
 			f := h.features(ctx, &r)
-			list[1+i] = Handler{Name: name, RecursiveReadOnly: f.RecursiveReadOnly}
+			list[1+i] = Handler{Name: name, RecursiveReadOnly: f.RecursiveReadOnly, UserNamespaces: f.IDMappedMounts}
 		})
 	}
 	wg.Wait()
@@ -136,13 +136,17 @@ func (d *Driven) CheckHandler(name string) error {
 	return err
 }
 
-// admit refuses a pod that its handler cannot have.
-func (h *handlers) admit(spec *Spec) error {
+// admit refuses a pod that its handler cannot have. Volumes of pods in user namespaces are id-mapped, so
+// theirs are those that can do that.
+func (h *handlers) admit(ctx context.Context, spec *Spec) error {
 	r, err := h.runtime(spec.Handler)
-	if err == nil && r != nil && (spec.OwnUsers || spec.Users != nil) {
-		err = errs.New(errs.Unsupported, "runtime handler %s has no pods in user namespaces of their own; use the default handler, or hostUsers: true", r.Name)
+	if err != nil || r == nil || !spec.OwnUsers && spec.Users == nil {
+		return err
 	}
-	return err
+	if !h.features(ctx, r).IDMappedMounts {
+		return errs.New(errs.Unsupported, "runtime handler %s has no id-mapped mounts ('%s features' tells), which pods in user namespaces of their own need; use another handler, a newer runtime (runc has them since 1.2), or hostUsers: true", r.Name, r.Path)
+	}
+	return nil
 }
 
 // runtimeFor returns who makes the container, nil for the keeper's own executor, and refuses mounts that

@@ -46,13 +46,13 @@ func TestHandlers(t *testing.T) {
 			t.Errorf("handler %q: %v %v", name, r, err)
 		}
 	}
-	if err := h.admit(&Spec{Handler: "nothing"}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "this host has default, other") {
+	if err := h.admit(ctx, &Spec{Handler: "nothing"}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "this host has default, other") {
 		t.Errorf("a handler that is not there: %v", err)
 	}
-	if err := h.admit(&Spec{Handler: "other", Users: &namespace.IDMaps{}}); !errors.Is(err, errs.Unsupported) {
+	if err := h.admit(ctx, &Spec{Handler: "other", Users: &namespace.IDMaps{}}); !errors.Is(err, errs.Unsupported) {
 		t.Errorf("a user namespace: %v", err)
 	}
-	if err := errors.Join(h.admit(p), h.admit(&Spec{Users: &namespace.IDMaps{}})); err != nil {
+	if err := errors.Join(h.admit(ctx, p), h.admit(ctx, &Spec{Users: &namespace.IDMaps{}})); err != nil {
 		t.Error(err)
 	}
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -55,10 +54,6 @@ var vital = strings.Join([]string{
 	"seed-5+*|seed-23+*|seed-25+*|seed-45+*",
 }, "|")
 
-// reference is what Orlop is compared with: Debian's runc knows version 1.0 of the
-// specification. ORLOP_RUNC names another one.
-const reference = "github.com/opencontainers/runc@v1.5.1"
-
 var suite struct {
 	work     string // directory of bundles
 	cgroup   string // below which the containers' groups are
@@ -88,10 +83,9 @@ func run(m *testing.M) int {
 	}
 	defer remove()
 	suite.own = Runtime{Name: "own", Path: filepath.Join(built, "orlop-oci")}
-	suite.ref = Runtime{Name: "ref", Path: os.Getenv("ORLOP_RUNC")}
+	suite.ref = Runtime{Name: "ref", Path: os.Getenv("ORLOP_RUNC")} // another one than that of the tests
 	if suite.ref.Path == "" {
-		suite.ref.Path = filepath.Join(built, "runc")
-		if err := buildReference(built); err != nil {
+		if suite.ref.Path, err = programs.BuildRunc(built); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -118,20 +112,6 @@ func run(m *testing.M) int {
 		}
 	}
 	return code
-}
-
-// buildReference builds runc, as long as it is not there.
-func buildReference(dir string) error {
-	if _, err := os.Stat(filepath.Join(dir, "runc")); err == nil {
-		return nil
-	}
-	cmd := exec.Command("go", "install", "-trimpath", "-tags", "seccomp", reference)
-	cmd.Dir = dir // not in our module
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=1", "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w (deploy/packages.sh test installs what it needs)\n%s", reference, err, out)
-	}
-	return nil
 }
 
 func TestDifferential(t *testing.T) {

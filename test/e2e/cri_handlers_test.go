@@ -12,16 +12,23 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop-io/orlop/test/programs"
 )
 
-// handlers configures runtime handlers: a runtime of the distribution's, our own as one, and
-// some that are of no use.
+// handlers configures runtime handlers: a runtime of the distribution's, one that can do more, our own as
+// one, and some that are of no use.
 func (n *node) handlers() {
 	n.t.Helper()
 	runc, err := exec.LookPath("runc")
 	if err != nil {
 		n.t.Fatalf("runc is needed: %v", err)
+	}
+	newest, err := programs.BuildRunc(bin)
+	if err != nil {
+		n.t.Fatal(err)
 	}
 	script := func(name, text string) string {
 		path := filepath.Join(n.t.TempDir(), name)
@@ -33,24 +40,25 @@ func (n *node) handlers() {
 	n.configure(fmt.Sprintf(`cri:
   runtimes:
     runc: {path: %s}
+    newest: {path: %s}
     own: {path: %s/orlop-oci, args: [--debug]}
     missing: {path: /no/such/runtime}
     fails: {path: %s}
     hangs: {path: %s, timeout: 1s}
     old: {path: %s, root: %s/old-runtime}
-`, runc, bin, script("fails", "echo it cannot >&2; exit 1"), script("hangs", "exec sleep 1000"),
+`, runc, newest, bin, script("fails", "echo it cannot >&2; exit 1"), script("hangs", "exec sleep 1000"),
 		script("old", `case "$*" in *features*) echo no such command >&2; exit 1;; esac; exec `+runc+` "$@"`), n.run))
 }
 
 // leftOf tells what runtimes and the keeper still have of containers.
 func (n *node) leftOf() (left []string) {
-	for _, pattern := range []string{"/runtimes/*/*", "/old-runtime/*", "/keeper/containers/*", "/keeper/rootfs/*", "/keeper/console-*"} {
+	for _, pattern := range []string{"/runtimes/*/*", "/old-runtime/*", "/keeper/containers/*", "/keeper/rootfs/*", "/keeper/console-*", "-roots"} {
 		found, _ := filepath.Glob(n.run + pattern)
 		left = append(left, found...)
 	}
 	raw, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(raw)) {
-		if strings.Contains(line, n.run+"/keeper/") {
+		if strings.Contains(line, n.run+"/keeper/") || strings.Contains(line, n.run+"-roots/") {
 			left = append(left, line)
 		}
 	}
@@ -70,7 +78,7 @@ func TestCRIHandlers(t *testing.T) {
 	for _, h := range st.RuntimeHandlers {
 		features[h.Name] = fmt.Sprintf("%t %t", h.Features.RecursiveReadOnlyMounts, h.Features.UserNamespaces)
 	}
-	want := map[string]string{"": "true true", "default": "true true", "runc": "true false", "own": "true false", "missing": "false false", "fails": "false false", "hangs": "false false", "old": "false false"}
+	want := map[string]string{"": "true true", "default": "true true", "runc": "true false", "newest": "true true", "own": "true true", "missing": "false false", "fails": "false false", "hangs": "false false", "old": "false false"}
 	if fmt.Sprint(features) != fmt.Sprint(want) {
 		t.Errorf("features of the handlers (recursive read-only, user namespaces): %v, want %v", features, want)
 	}
@@ -78,6 +86,13 @@ func TestCRIHandlers(t *testing.T) {
 		t.Run(name+"/life", func(t *testing.T) { c := n.cri(); c.handler = name; wholeLife(t, c) })
 		t.Run(name+"/inside", func(t *testing.T) { c := n.cri(); c.handler = name; inside(t, c) })
 		t.Run(name+"/deaths", func(t *testing.T) { c := n.cri(); c.handler = name; deaths(t, c) })
+		if left := n.leftOf(); len(left) > 0 {
+			t.Errorf("left by %s: %s", name, strings.Join(left, "\n"))
+		}
+	}
+	for _, name := range []string{"newest", "own"} {
+		t.Run(name+"/users", func(t *testing.T) { c := n.cri(); c.handler = name; ownUsers(t, c) })
+		t.Run(name+"/applied users", func(t *testing.T) { appliedUsers(t, n, name) })
 		if left := n.leftOf(); len(left) > 0 {
 			t.Errorf("left by %s: %s", name, strings.Join(left, "\n"))
 		}
@@ -151,11 +166,11 @@ func deaths(t *testing.T, c *client) {
 // badHandlers: what a handler cannot do is a clear error, and leaves nothing.
 func badHandlers(t *testing.T, c *client) {
 	_, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: c.sandbox(), RuntimeHandler: "nothing"})
-	wantCode(t, err, codes.InvalidArgument, `no runtime handler "nothing"; this host has default, fails, hangs, missing, old, own, runc`)
+	wantCode(t, err, codes.InvalidArgument, `no runtime handler "nothing"; this host has default, fails, hangs, missing, newest, old, own, runc`)
 	conf := c.sandbox()
 	conf.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users(firstID, 65536)
 	_, err = c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: conf, RuntimeHandler: "runc"})
-	wantCode(t, err, codes.Unimplemented, "user namespaces")
+	wantCode(t, err, codes.Unimplemented, "runtime handler runc has no id-mapped mounts")
 	for name, text := range map[string]string{"missing": "no such program", "fails": "it cannot", "hangs": "did not end within 1s"} {
 		c.handler = name
 		pod := c.run(t, c.sandbox())
@@ -198,6 +213,9 @@ spec:
 	if out, err := n.feed(pod("nothing"), "apply", "-f", "-"); err == nil || !strings.Contains(err.Error(), "this host has default") {
 		t.Errorf("a handler that is not there: %s %v", out, err)
 	}
+	if out, err := n.feed(pod("runc\n  hostUsers: false"), "apply", "-f", "-"); err == nil || !strings.Contains(err.Error(), "runtimeClassName: runtime handler runc has no id-mapped mounts") {
+		t.Errorf("a user namespace with a handler that has none: %s %v", out, err)
+	}
 	if out, err := n.feed(pod("runc"), "apply", "-f", "-", "--wait", "--timeout", "30s"); err != nil {
 		t.Fatalf("%s %v\n%s", out, err, n.tail())
 	}
@@ -211,4 +229,14 @@ spec:
 		t.Errorf("inspect: %s", out)
 	}
 	n.orlop("delete", "pod", "by-handler", "--grace", "1")
+}
+
+// appliedUsers: an applied pod in a user namespace of its own, whose containers another runtime makes.
+func appliedUsers(t *testing.T, n *node, class string) {
+	dir := t.TempDir()
+	n.applyText(strings.ReplaceAll(strings.Replace(ownUsersPod, "hostUsers: false", "hostUsers: false\n  runtimeClassName: "+class, 1), "DIR", dir))
+	n.becomes("own", "ready", func(p corev1.Pod) bool { return readyContainers(p) == 2 })
+	insideOwnUsers(n, dir)
+	n.orlop("delete", "pod", "own")
+	n.orlop("delete", "pvc", "data")
 }

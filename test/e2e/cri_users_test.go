@@ -21,8 +21,13 @@ func users(first, size uint32) *v1.UserNamespace {
 // A pod in a user namespace of its own: its root is nobody on the host, and root over the
 // pod's network, files and volumes.
 func TestCRIUserNamespace(t *testing.T) {
-	n := newNode(t)
-	c := n.cri()
+	c := newNode(t).cri()
+	ownUsers(t, c)
+	badUsers(t, c)
+}
+
+func ownUsers(t *testing.T, c *client) {
+	n := c.n
 	volume := t.TempDir()
 	if err := os.WriteFile(volume+"/file", []byte("from the host\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -90,7 +95,10 @@ func TestCRIUserNamespace(t *testing.T) {
 	_, err = c.CreateContainer(deadline(t), &v1.CreateContainerRequest{PodSandboxId: pod, Config: other})
 	wantCode(t, err, codes.InvalidArgument, "mappings are not the pod's")
 	c.remove(t, pod)
+}
 
+// badUsers: what a user namespace cannot be.
+func badUsers(t *testing.T, c *client) {
 	two := []*v1.IDMapping{{HostId: 1000, Length: 10}, {HostId: 2000, Length: 10}}
 	one := []*v1.IDMapping{{ContainerId: 1, HostId: 1000, Length: 10}}
 	for text, u := range map[string]*v1.UserNamespace{
@@ -107,8 +115,8 @@ func TestCRIUserNamespace(t *testing.T) {
 		_, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: conf})
 		wantCode(t, err, codes.InvalidArgument, text)
 	}
-	conf = c.sandbox()
+	conf := c.sandbox()
 	conf.Linux.SecurityContext.NamespaceOptions = &v1.NamespaceOption{UsernsOptions: users(firstID, 65536), Network: v1.NamespaceMode_NODE}
-	_, err = c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: conf})
+	_, err := c.RunPodSandbox(deadline(t), &v1.RunPodSandboxRequest{Config: conf})
 	wantCode(t, err, codes.InvalidArgument, "of the pod's own")
 }

@@ -426,7 +426,7 @@ func (n *node) leftovers() (left []string) {
 	if strings.Contains(string(out), n.name) {
 		left = append(left, "nft "+string(out))
 	}
-	for _, dir := range []string{n.root, n.run} {
+	for _, dir := range []string{n.root, n.run, n.run + "-roots"} {
 		if _, err := os.Lstat(dir); err == nil {
 			filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 				left = append(left, "file "+path)

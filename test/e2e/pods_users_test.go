@@ -94,23 +94,16 @@ func (n *node) hostIDs(pod, container string) (uid, gid uint32, pid int) {
 	return 0, 0, 0
 }
 
-// A pod with hostUsers: false is root, and who it likes, over what is its own, and nobody on the host.
-func TestPodUserNamespace(t *testing.T) {
-	n, dir := podsNode(t, ownUsersPod, fmt.Sprintf(otherUsersPod, "other"))
-	n.becomes("own", "ready", func(p corev1.Pod) bool { return readyContainers(p) == 2 })
-	n.becomes("other", "running", running)
-	if u := n.pod("own").Spec.HostUsers; u == nil || *u {
-		t.Errorf("hostUsers as it is shown: %v", u)
-	}
-
-	// On the host: ids of its own, apart from the other pod's.
-	own, _, pid := n.hostIDs("own", "root")
-	other, _, _ := n.hostIDs("other", "main")
-	if own < firstOfPods || other < firstOfPods || own == other || own%65536 != 0 || other%65536 != 0 {
-		t.Errorf("root of the pods is %d and %d on the host", own, other)
+// insideOwnUsers looks into ownUsersPod, whose host's directory is dir, and returns who its root is on the
+// host, and a process of it.
+func insideOwnUsers(n *node, dir string) (own uint32, pid int) {
+	n.t.Helper()
+	own, _, pid = n.hostIDs("own", "root")
+	if own < firstOfPods || own%65536 != 0 {
+		n.t.Errorf("root of the pod is %d on the host", own)
 	}
 	if uid, gid, _ := n.hostIDs("own", "user"); uid != own+1000 || gid != own+1000 {
-		t.Errorf("user 1000 is %d:%d on the host", uid, gid)
+		n.t.Errorf("user 1000 is %d:%d on the host", uid, gid)
 	}
 
 	// Inside: every volume is its own, and what it writes to the host's is the host's root's.
@@ -133,10 +126,26 @@ func TestPodUserNamespace(t *testing.T) {
 	for name, want := range map[string]uint32{"notes": 0, "made": 0} {
 		fi, err := os.Stat(filepath.Join(dir, name))
 		if err != nil || fi.Sys().(*syscall.Stat_t).Uid != want {
-			t.Errorf("owner of the host's %s: %+v %v, want %d", name, fi, err, want)
+			n.t.Errorf("owner of the host's %s: %+v %v, want %d", name, fi, err, want)
 		}
 	}
+	return own, pid
+}
 
+// A pod with hostUsers: false is root, and who it likes, over what is its own, and nobody on the host.
+func TestPodUserNamespace(t *testing.T) {
+	n, dir := podsNode(t, ownUsersPod, fmt.Sprintf(otherUsersPod, "other"))
+	n.becomes("own", "ready", func(p corev1.Pod) bool { return readyContainers(p) == 2 })
+	n.becomes("other", "running", running)
+	if u := n.pod("own").Spec.HostUsers; u == nil || *u {
+		t.Errorf("hostUsers as it is shown: %v", u)
+	}
+
+	own, pid := insideOwnUsers(n, dir)
+	other, _, _ := n.hostIDs("other", "main")
+	if other < firstOfPods || own == other || other%65536 != 0 {
+		t.Errorf("root of the pods is %d and %d on the host", own, other)
+	}
 	// What is copied in is its root's.
 	file := n.write(filepath.Join(t.TempDir(), "file"), "copied\n")
 	n.orlop("cp", file, "own:/tmp-file", "-c", "root")

@@ -141,7 +141,7 @@ func (r *rig) spawn(env ...string) {
 		os.Setenv(k, v)
 		defer os.Unsetenv(k)
 	}
-	if err := keeper.Spawn(context.Background(), keeper.SpawnOptions{Binary: bin + "/orlop-keeper", Init: bin + "/orlop-init", Dir: r.dir, LogFile: r.logs + "/keeper.log"}); err != nil {
+	if err := keeper.Spawn(context.Background(), keeper.SpawnOptions{Binary: bin + "/orlop-keeper", Init: bin + "/orlop-init", Dir: r.dir, Roots: r.dir + "-roots", LogFile: r.logs + "/keeper.log"}); err != nil {
 		r.t.Fatalf("%v\n%s", err, r.keeperLog())
 	}
 	r.dial()

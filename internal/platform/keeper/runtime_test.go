@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,14 +22,23 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 	"github.com/orlop-io/orlop/internal/platform/mount"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
+	"github.com/orlop-io/orlop/test/programs"
 )
 
 // programOf finds the runtimes that are tested: runc as Debian has it, and our own.
 func programOf(t testing.TB, name string) string {
 	t.Helper()
-	if name == "orlop-oci" {
+	switch name {
+	case "orlop-oci":
 		return bin + "/orlop-oci"
+	case "newest runc":
+		path, err := programs.BuildRunc(bin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -94,17 +104,15 @@ func (r *rig) clean(rt *ociruntime.Runtime, id string) {
 		}
 		return nil
 	})
-	for _, dir := range []string{"containers", "rootfs"} {
-		if _, err := os.Lstat(filepath.Join(r.dir, dir, id)); err == nil {
-			left = append(left, dir+"/"+id)
+	for _, path := range []string{r.dir + "/containers/" + id, r.dir + "/rootfs/" + id, r.dir + "-roots/" + id} {
+		if _, err := os.Lstat(path); err == nil {
+			left = append(left, path)
 		}
-	}
-	below, err := mount.Below(filepath.Join(r.dir, "rootfs"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	for _, m := range below {
-		if strings.HasSuffix(m.Point, "/"+id) {
+		below, err := mount.Below(path)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, m := range below {
 			left = append(left, "mount "+m.Point)
 		}
 	}
@@ -405,7 +413,10 @@ func TestRuntimeFaults(t *testing.T) {
 		for _, prefix := range []string{"runtime.", "keeper.create.", "keeper.start.", "keeper.exit.", "keeper.delete.", "keeper.exec.", "keeper.pause.", "keeper.resume."} {
 			if strings.HasPrefix(point, prefix) {
 				n++
-				t.Run(point, func(t *testing.T) { runtimeKilledAt(t, point) })
+				t.Run(point, func(t *testing.T) { runtimeKilledAt(t, point, (*rig).by) })
+				if strings.Contains(point, "rootfs") {
+					t.Run(point+"/users", func(t *testing.T) { runtimeKilledAt(t, point, (*rig).inUsers) })
+				}
 			}
 		}
 	}
@@ -414,13 +425,13 @@ func TestRuntimeFaults(t *testing.T) {
 	}
 }
 
-func runtimeKilledAt(t *testing.T, point string) {
+func runtimeKilledAt(t *testing.T, point string, by func(*rig, *ociruntime.Runtime, string, string) keeper.Spec) {
 	r := newRig(t)
 	r.kill()
 	once := filepath.Join(t.TempDir(), "once")
 	r.spawn("ORLOP_FAULT="+point+":1", "ORLOP_FAULT_ONCE="+once)
 	rt := r.runtime(programOf(t, "orlop-oci"))
-	s := r.by(rt, "a", "cat >/dev/null; i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i+1)); done; exit 3")
+	s := by(r, rt, "a", "cat >/dev/null; i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i+1)); done; exit 3")
 	s.Stdin, s.StdinOnce = true, true
 	retry := r.retry
 	retry("create", func() error { return r.c.Create(r.ctx, s) })
@@ -524,6 +535,98 @@ func zombies(pid int) (n int) {
 		}
 	}
 	return n
+}
+
+// inUsers is a container that joins pinned namespaces of a pod in a user namespace.
+func (r *rig) inUsers(rt *ociruntime.Runtime, id, script string) keeper.Spec {
+	r.t.Helper()
+	ids := []specs.LinuxIDMapping{{HostID: 500000, Size: 65536}}
+	pinned := filepath.Join(r.dir, "ns")
+	if err := namespace.Pin(pinned, []namespace.Kind{namespace.IPC, namespace.UTS}, namespace.Options{Hostname: "pod", Users: &namespace.IDMaps{UIDs: ids, GIDs: ids}}); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := namespace.Unpin(pinned); err != nil {
+			r.t.Error(err)
+		}
+	})
+	s := r.by(rt, id, script)
+	s.Rootfs.IDMap = true
+	s.OCI.Mounts = s.OCI.Mounts[:2] // what there can be without a network namespace of its own
+	l := s.OCI.Linux
+	l.UIDMappings, l.GIDMappings = ids, ids
+	l.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UserNamespace, Path: pinned + "/user"},
+		{Type: specs.IPCNamespace, Path: pinned + "/ipc"}, {Type: specs.UTSNamespace, Path: pinned + "/uts"}}
+	return s
+}
+
+// A container in a pod's user namespace owns its files by the ids that it sees, and leaves none of the
+// host's on the disk.
+func TestRuntimeUserNamespace(t *testing.T) {
+	for _, name := range []string{"newest runc", "orlop-oci"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			rt := r.runtime(programOf(t, name))
+			s := r.inUsers(rt, "a", "cat /proc/self/uid_map; echo made >/made && echo wrote; echo again >/dev/stdout; [ -O /bin/busybox ] && echo mine; hostname; read x")
+			s.Stdin = true
+			r.run(s)
+			r.eventually("its output", func() bool { return len(r.log("a")) == 5 })
+			if got := strings.Join(r.log("a"), "|"); !strings.Contains(got, "500000") || !strings.HasSuffix(got, "F wrote|stdout F again|stdout F mine|stdout F pod") {
+				t.Errorf("log: %s", got)
+			}
+			if fi, err := os.Stat(r.logs + "/layer-a/upper/made"); err != nil || fi.Sys().(*syscall.Stat_t).Uid != 0 {
+				t.Errorf("what it has made: %v %v", fi, err)
+			}
+			// Only the container's root gets to its root filesystem.
+			var st unix.Stat_t
+			if err := unix.Stat(r.dir+"-roots/a", &st); err != nil || st.Mode&0o7777 != 0o710 || st.Gid != 500000 || st.Uid != 0 {
+				t.Errorf("above its root filesystem: %o of %d:%d %v", st.Mode, st.Uid, st.Gid, err)
+			}
+			e, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/sh", "-c", "[ -O /proc/self ] && exit 4"}, Cwd: "/", Env: []string{"PATH=/bin"}}})
+			if err != nil {
+				t.Fatalf("%v\n%s", err, r.keeperLog())
+			}
+			if x, err := e.Wait(r.ctx); err != nil || x.Code != 4 {
+				t.Errorf("exec: %+v %v", x, err)
+			}
+			r.kill()
+			r.spawn()
+			if err := r.c.Signal(r.ctx, "a", unix.SIGKILL, true); err != nil {
+				t.Fatal(err)
+			}
+			r.wait("a")
+			r.remove(rt, "a")
+			if _, err := os.Stat(r.dir + "-roots"); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the directory of root filesystems: %v", err)
+			}
+
+			for text, change := range map[string]func(*keeper.Spec){
+				"writable layer": func(s *keeper.Spec) { s.Rootfs.Upper, s.Rootfs.Work = "", "" },
+				"its path has to be": func(s *keeper.Spec) {
+					s.OCI.Linux.Namespaces = s.OCI.Linux.Namespaces[:2]
+				},
+				"give its layers": func(s *keeper.Spec) { s.Rootfs.Lower, s.Rootfs.Dir = nil, r.root },
+			} {
+				s := r.inUsers(rt, "b", "")
+				change(&s)
+				if err := r.c.Create(r.ctx, s); !errors.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), text) {
+					t.Errorf("%s: %v", text, err)
+				}
+				r.clean(rt, "b")
+			}
+			// A directory that is there already is opened for the pod's root.
+			if err := os.Mkdir(r.dir+"-roots", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			s = r.inUsers(rt, "c", "echo found")
+			r.run(s)
+			r.wait("c")
+			if got := strings.Join(r.log("c"), "|"); !strings.Contains(got, "found") {
+				t.Errorf("log: %s", got)
+			}
+			r.remove(rt, "c")
+		})
+	}
 }
 
 // A keeper that knows no runtimes must not run such a container with its own executor.

@@ -18,6 +18,7 @@ type SpawnOptions struct {
 	Binary string // orlop-keeper
 	Init   string // orlop-init
 	Dir    string // of its socket, on tmpfs
+	Roots  string // for root filesystems of containers in user namespaces that another runtime makes; "": there are none
 	Driver string // of cgroups; "" finds out
 	// LogFile receives its log, which is opened for appending.
 	LogFile string
@@ -50,7 +51,7 @@ func Spawn(ctx context.Context, o SpawnOptions) error {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(o.Binary, "-dir", o.Dir, "-init", o.Init, "-cgroup-driver", o.Driver)
+	cmd := exec.Command(o.Binary, "-dir", o.Dir, "-init", o.Init, "-roots", o.Roots, "-cgroup-driver", o.Driver)
 	cmd.Dir = "/"
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log

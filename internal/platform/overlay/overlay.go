@@ -10,13 +10,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/orlop-io/orlop/internal/base/errs"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/namespace"
 )
 
 const (
@@ -53,6 +54,8 @@ type Layers struct {
 	// Volatile: nothing is synced, not even when the overlay is unmounted, where the kernel
 	// has that (Linux 5.10); ForgetVolatile goes before.
 	Volatile bool
+	// Users, where given, is a user namespace whose ids are those of the files on the disk; see IDMap.
+	Users *IDMap
 }
 
 // Mount mounts the layers detached: nothing is added to any mount table, and the
@@ -62,14 +65,22 @@ type Layers struct {
 // Files copied up keep their data with them (no metacopy, no redirect), so that
 // the upper directory is a layer like any other afterwards.
 func Mount(l Layers) (*os.File, error) {
-	f, err := way(l)(l)
+	mount := way(l)
+	switch {
+	case l.Users != nil:
+		mount = mountIDMapped
+	case mount == nil:
+		mount = mountInNamespace
+	}
+	f, err := mount(l)
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(l.Lower), err)
 	}
 	return f, nil
 }
 
-// way chooses how: by a file system context where the kernel and the names' lengths allow it.
+// way chooses how: by a file system context where the kernel and the names' lengths allow it; nil where there
+// has to be a place.
 func way(l Layers) func(Layers) (*os.File, error) {
 	fit := func(names ...string) bool {
 		return !slices.ContainsFunc(names, func(s string) bool { return len(s) >= maxOption })
@@ -81,7 +92,7 @@ func way(l Layers) func(Layers) (*os.File, error) {
 	case !TakesLayers() && l.Upper == "" && fit(one) && !strings.Contains(one, ","):
 		return mountByOneOption
 	}
-	return mountInNamespace
+	return nil
 }
 
 // TakesLayers tells whether the kernel takes lower directories one by one (lowerdir+, Linux
@@ -160,71 +171,57 @@ func mountDetached(l Layers, options [][2]string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// mountInNamespace mounts by mount(2) in a mount namespace of a thread that is
-// thrown away, and takes a detached copy of the mount out of it.
-func mountInNamespace(l Layers) (*os.File, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result)
-	go throwAway(func() {
-		fd, err := func() (int, error) {
-			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-				return -1, err
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return -1, err
-			}
-			data, err := mountData(l)
-			if err != nil {
-				return -1, err
-			}
-			at := l.Lower[0] // covered in this namespace only
-			if l.Upper != "" {
-				// The work directory's parent is made by the caller for this one mount.
-				at = filepath.Join(filepath.Dir(l.Work), "merged")
-				if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
-					return -1, err
-				}
-			}
-			err = unix.EINVAL
-			if l.Volatile && l.Upper != "" {
-				err = unix.Mount("overlay", at, "overlay", 0, data+",volatile")
-			}
-			if err == unix.EINVAL {
-				err = unix.Mount("overlay", at, "overlay", 0, data)
-			}
-			if err != nil {
-				return -1, err
-			}
-			return unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		}()
-		done <- result{fd, err}
+// inNamespace runs fn in a mount namespace of a thread that is thrown away, in which it may mount
+// what it likes. Of that it takes a detached copy out.
+func inNamespace(fn func() (*os.File, error)) (f *os.File, err error) {
+	err = namespace.OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		var err error
+		f, err = fn()
+		return err
 	})
-	r := <-done
-	if r.err != nil {
-		return nil, r.err
-	}
-	return os.NewFile(uintptr(r.fd), "overlay"), nil
+	return f, err
 }
 
-// throwAway runs fn on a thread that ends afterwards. It must be called in a new
-// goroutine. It is never the process's first thread: that one cannot end, and
-// /proc/self shows its namespaces.
-func throwAway(fn func()) {
-	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-	if unix.Gettid() != unix.Getpid() {
-		fn()
-		return
+// mountInNamespace is for layers that need a place.
+func mountInNamespace(l Layers) (*os.File, error) {
+	return inNamespace(func() (*os.File, error) { return mountAt(l) })
+}
+
+// mountAt mounts by mount(2), at a place that is covered in this namespace only.
+func mountAt(l Layers) (*os.File, error) {
+	data, err := mountData(l)
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan struct{})
-	go func() { // this goroutine holds the first thread, so that one gets another
-		defer close(done)
-		throwAway(fn)
-	}()
-	<-done
-	runtime.UnlockOSThread()
+	at := l.Lower[0]
+	if l.Upper != "" {
+		// The work directory's parent is made by the caller for this one mount.
+		at = filepath.Join(filepath.Dir(l.Work), "merged")
+		if err := os.Mkdir(at, 0o700); err != nil && !os.IsExist(err) {
+			return nil, err
+		}
+	}
+	err = unix.EINVAL
+	if l.Volatile && l.Upper != "" {
+		err = unix.Mount("overlay", at, "overlay", 0, data+",volatile")
+	}
+	if err == unix.EINVAL {
+		err = unix.Mount("overlay", at, "overlay", 0, data)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
 // mountData returns the options for mount(2), which takes a page of them: lower

@@ -3,8 +3,6 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,17 +19,13 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
-	"github.com/orlop-io/orlop/internal/platform/mount"
 	"github.com/orlop-io/orlop/internal/platform/ociruntime"
-	"github.com/orlop-io/orlop/internal/platform/overlay"
 	"github.com/orlop-io/orlop/internal/platform/pidfd"
 )
 
 var (
-	faultOCIMounted   = fault.New("runtime.create.rootfs-mounted")
-	faultOCICreated   = fault.New("runtime.create.process-made")
-	faultOCIDeleted   = fault.New("runtime.delete.deleted")
-	faultOCIUnmounted = fault.New("runtime.delete.rootfs-unmounted")
+	faultOCICreated = fault.New("runtime.create.process-made")
+	faultOCIDeleted = fault.New("runtime.delete.deleted")
 )
 
 // oci is an OCI runtime's command line. The container's directory is the bundle; its root
@@ -45,8 +39,6 @@ func (o oci) container(c *container) *ociruntime.Container {
 	return &ociruntime.Container{Runtime: &r, ID: c.id, Dir: c.dir, Sockets: o.s.o.Dir}
 }
 
-func (o oci) rootfs(c *container) string { return filepath.Join(o.s.o.Dir, "rootfs", c.id) }
-
 // group makes the directories that are ours; the runtime finds them empty, makes those that it has
 // beside them, and sets the limits.
 func (o oci) group(path string, _ *specs.LinuxResources) (*cgroup.Group, error) {
@@ -58,12 +50,15 @@ func (o oci) create(ctx context.Context, c *container, spec *keeper.MakeRequest,
 		return nil, errs.New(errs.Invalid, "container %s: process 1 of a shared PID namespace is made by the keeper's own executor", c.id)
 	}
 	ctx = context.WithoutCancel(ctx) // each step has a limit of its own
-	root, err := o.mount(c, spec.Rootfs)
+	root, err := o.mount(c, spec)
 	if err != nil {
 		return nil, err
 	}
 	faultOCIMounted.Hit()
 	if err := o.writeConfig(c, spec, root); err != nil {
+		return nil, err
+	}
+	if err := giveStreams(spec, stdio); err != nil {
 		return nil, err
 	}
 	defer o.s.parenthood()()
@@ -101,35 +96,6 @@ func (o oci) start(ctx context.Context, c *container) error {
 	return o.container(c).Start(context.WithoutCancel(ctx))
 }
 
-// mount makes the root filesystem.
-func (o oci) mount(c *container, r executor.Rootfs) (string, error) {
-	if r.IDMap {
-		return "", errs.New(errs.Unsupported, "runtime handler %s: pods in a user namespace of their own need the default handler", c.rec.Runtime.Name)
-	}
-	if len(r.Lower) == 0 {
-		if !filepath.IsAbs(r.Dir) {
-			return "", errs.New(errs.Invalid, "container %s has no root filesystem", c.id)
-		}
-		return r.Dir, nil
-	}
-	at := o.rootfs(c)
-	if err := os.MkdirAll(at, 0o700); err != nil {
-		return "", err
-	}
-	var f *os.File
-	var err error
-	if r.Upper == "" {
-		f, err = overlay.ReadOnly(r.Lower)
-	} else if err = overlay.ForgetVolatile(r.Work); err == nil {
-		f, err = overlay.Mount(overlay.Layers{Lower: r.Lower, Upper: r.Upper, Work: r.Work, Volatile: true})
-	}
-	if err != nil {
-		return "", fmt.Errorf("root filesystem of %s: %w", c.id, err)
-	}
-	defer f.Close()
-	return at, overlay.Attach(f, at)
-}
-
 // ociVersion is what the bundle says that it follows: runtimes refuse what they do not know by
 // number (crun 1.8 whatever is not 1.0), and fields that are newer pass or are asked for before.
 const ociVersion = "1.0.2"
@@ -161,6 +127,30 @@ func (o oci) writeConfig(c *container, spec *keeper.MakeRequest, root string) er
 		return err
 	}
 	return replace(filepath.Join(c.dir, "config.json"), raw)
+}
+
+// giveStreams makes the container's ends of its streams those of its root, where that is another user: a
+// runtime gives them to who is to run only if their owner is somebody in the container.
+func giveStreams(spec *keeper.MakeRequest, stdio [3]*os.File) error {
+	if !spec.Rootfs.IDMap {
+		return nil
+	}
+	uid, gid, ok := idMaps(spec.OCI).Root()
+	if !ok {
+		return errs.New(errs.Invalid, "the mappings of the user namespace have no id 0")
+	}
+	for _, f := range stdio {
+		if f == nil {
+			continue
+		}
+		if fi, err := f.Stat(); err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
+			continue // it is no stream of the container's own
+		}
+		if err := f.Chown(uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ociProcess is a process that a runtime has left to us.
@@ -317,24 +307,8 @@ func (o oci) remove(ctx context.Context, c *container) error {
 		c.warn("a container is removed without its runtime", "error", err)
 	}
 	faultOCIDeleted.Hit()
-	at := o.rootfs(c)
-	if err := mount.Unmount(ctx, at, unmountPatience); err != nil {
-		if !errors.Is(err, errs.InUse) {
-			return err
-		}
-		if err := mount.Detach(at); err != nil {
-			return err
-		}
-	}
-	faultOCIUnmounted.Hit()
-	if err := os.Remove(at); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return o.unmount(ctx, c)
 }
-
-// unmountPatience is for mount namespaces that are just ending.
-const unmountPatience = 2 * time.Second
 
 // clampOOMScore raises a score that this process may not give (proc(5), oom_score_adj):
 // without CAP_SYS_RESOURCE there is none below its own.

@@ -32,6 +32,7 @@ import (
 type Options struct {
 	Dir    string // on tmpfs: socket, lock, containers
 	Init   string // the orlop-init binary
+	Roots  string // directory for root filesystems that others than root reach (rootfs.go); "": none
 	Driver cgroup.Driver
 	Build  string // version, told to clients
 	Log    *slog.Logger
@@ -51,6 +52,8 @@ type Server struct {
 	tidy *time.Timer // gives memory back
 
 	locks keylock.Locks // by container: one mutating operation at a time
+
+	roots sync.Mutex // held where Options.Roots is made, filled, or removed
 
 	profiles sync.Mutex // guards decoded, and the directory of seccomp profiles
 	decoded  map[string]*specs.LinuxSeccomp
