@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/orlop-io/orlop/internal/base/idlecopy"
 	"github.com/orlop-io/orlop/internal/platform/keeper"
 )
 
@@ -144,6 +145,14 @@ func (o *processOutput) Read(b []byte) (int, error) {
 		o.rest -= n
 	}
 	return n, err
+}
+
+// Wait waits until there is something to read, or no more.
+func (o *processOutput) Wait() error {
+	if o.ended.Load() {
+		return nil // Read has its time
+	}
+	return idlecopy.Wait(o.f)
 }
 
 // SetReadDeadline bounds the reads from now on.

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -23,8 +22,6 @@ import (
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // session opens what the CRI gives the address of, as kubelet does for its client.
@@ -99,26 +96,21 @@ func TestCRISessions(t *testing.T) {
 			s.until(t, 0, "echo hello\n")
 		})
 		t.Run("spdy", func(t *testing.T) {
-			conn := c.spdy(t, remotecommand.StreamProtocolV4Name,
-				c.exec(t, &v1.ExecRequest{ContainerId: main, Cmd: []string{"/bin/tool", "cat"}, Stdin: true, Stdout: true, Stderr: true}), conf)
-			streams := make(map[string]httpstream.Stream)
-			for _, kind := range []string{remotecommand.StreamTypeError, remotecommand.StreamTypeStdin, remotecommand.StreamTypeStdout, remotecommand.StreamTypeStderr} {
-				s, err := conn.CreateStream(http.Header{remotecommand.StreamType: {kind}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				streams[kind] = s
+			s, err := n.open(c.exec(t, &v1.ExecRequest{ContainerId: main, Cmd: []string{"/bin/tool", "cat"}, Stdin: true, Stdout: true, Stderr: true}), v4, conf, streamType, "error", "stdin", "stdout", "stderr")
+			if err != nil {
+				t.Fatal(err)
 			}
+			defer s.vanish()
 			big := strings.Repeat("0123456789abcdef", 64<<10)
 			go func() {
-				io.WriteString(streams[remotecommand.StreamTypeStdin], big)
-				streams[remotecommand.StreamTypeStdin].Close()
+				io.WriteString(s.by["stdin"], big)
+				s.by["stdin"].Close()
 			}()
-			got, err := io.ReadAll(streams[remotecommand.StreamTypeStdout])
+			got, err := io.ReadAll(s.by["stdout"])
 			if err != nil || string(got) != big {
 				t.Errorf("%d of %d bytes came back, %v", len(got), len(big), err)
 			}
-			ended, err := io.ReadAll(streams[remotecommand.StreamTypeError])
+			ended, err := io.ReadAll(s.by["error"])
 			if err != nil || !bytes.Contains(ended, []byte("Success")) {
 				t.Errorf("it ended with %q, %v", ended, err)
 			}
@@ -128,17 +120,21 @@ func TestCRISessions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			conn := c.spdy(t, portforward.ProtocolV1Name, answer.Url, conf)
+			s, err := n.open(answer.Url, portforward.ProtocolV1Name, conf, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.vanish()
 			for i, port := range []string{"7000", "7001"} { // of which one listens
 				h := http.Header{portforward.PortHeader: {port}, portforward.PortForwardRequestIDHeader: {fmt.Sprint(i)}}
 				h.Set("streamType", "error")
-				bad, err := conn.CreateStream(h)
+				bad, err := s.spdy.CreateStream(h)
 				if err != nil {
 					t.Fatal(err)
 				}
 				h.Set("streamType", "data")
 				var got []byte
-				data, err := conn.CreateStream(h)
+				data, err := s.spdy.CreateStream(h)
 				if err == nil {
 					io.WriteString(data, "hello\n")
 					data.Close()
@@ -199,40 +195,6 @@ func TestCRISessions(t *testing.T) {
 			t.Error("a client of an authority that is trusted no more has a session")
 		}
 	})
-}
-
-// spdy opens a SPDY connection, as older clients do.
-func (c *client) spdy(t *testing.T, protocol, address string, conf *tls.Config) httpstream.Connection {
-	t.Helper()
-	dial := dialIn(c.n.netns)
-	rt, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{UpgradeTransport: &http.Transport{
-		DialContext: dial, TLSClientConfig: conf,
-		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			raw, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return tls.Client(raw, conf), nil
-		},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(deadline(t), http.MethodPost, address, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
-	resp, err := rt.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := rt.NewConnection(resp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
 }
 
 // authority signs certificates for 127.0.0.1.

@@ -6,117 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"github.com/orlop-io/orlop/test/proc"
 )
-
-// streams are those of a client of a session's address, as kubelet is one.
-type streams struct {
-	conn net.Conn
-	spdy httpstream.Connection
-	by   map[string]httpstream.Stream
-}
-
-// open opens the address that the CRI has given with one stream for each name.
-func (n *node) open(address, protocol string, headers func(stream string) http.Header, names ...string) (_ *streams, err error) {
-	u, err := url.Parse(address)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := dialIn(n.netns)(context.Background(), "tcp", u.Host)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			conn.Close()
-		}
-	}()
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: %s\r\nContent-Length: 0\r\n\r\n", u.Path, u.Host, protocol)
-	r := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(r, nil)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		text, _ := io.ReadAll(resp.Body)
-		return nil, fmt.Errorf("%s: %s", resp.Status, text)
-	}
-	s := &streams{conn: conn, by: make(map[string]httpstream.Stream)}
-	if s.spdy, err = spdy.NewClientConnection(buffered{conn, r}); err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if s.by[name], err = s.spdy.CreateStream(headers(name)); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-type buffered struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func (b buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
-
-// vanish ends the connection as a client that is killed does.
-func (s *streams) vanish() { s.conn.Close() }
-
-func streamType(name string) http.Header { return http.Header{"Streamtype": {name}} }
-
-// execStreams opens a session of exec.
-func (c *client) execStreams(id string, tty bool, cmd ...string) (*streams, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	r, err := c.Exec(ctx, &v1.ExecRequest{ContainerId: id, Cmd: cmd, Stdout: true, Stderr: !tty, Tty: tty, Stdin: tty})
-	if err != nil {
-		return nil, err
-	}
-	names := []string{"error", "stdout", "stderr"}
-	if tty {
-		names = []string{"error", "stdin", "stdout", "resize"}
-	}
-	return c.n.open(r.Url, "v4.channel.k8s.io", streamType, names...)
-}
-
-func (c *client) attachStreams(id string) (*streams, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	r, err := c.Attach(ctx, &v1.AttachRequest{ContainerId: id, Stdout: true, Stderr: true})
-	if err != nil {
-		return nil, err
-	}
-	return c.n.open(r.Url, "v4.channel.k8s.io", streamType, "error", "stdout", "stderr")
-}
-
-func (c *client) forwardStreams(pod string, port int) (*streams, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	r, err := c.PortForward(ctx, &v1.PortForwardRequest{PodSandboxId: pod})
-	if err != nil {
-		return nil, err
-	}
-	headers := func(name string) http.Header {
-		return http.Header{"Streamtype": {name}, "Port": {strconv.Itoa(port)}, "Requestid": {"1"}}
-	}
-	return c.n.open(r.Url, "portforward.k8s.io", headers, "error", "data")
-}
 
 // processes are those in a container's control group.
 func (c *client) processes(t *testing.T, pod, id string) int {
@@ -138,13 +38,7 @@ func TestCRIManySessions(t *testing.T) {
 	many := number(t, "ORLOP_TEST_SESSIONS", 120)
 	allowed := many * 5 / 6
 	n := newNode(t)
-	n.kill()
-	config, err := os.ReadFile(n.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.write(n.config, string(config)+fmt.Sprintf("cri: {maxSessions: %d}\n", allowed))
-	n.start()
+	n.allowSessions(allowed)
 	c := n.cri()
 	pod := c.run(t, c.sandbox())
 	id := c.start(t, pod, criContainer("one", "count"))
@@ -159,7 +53,7 @@ func TestCRIManySessions(t *testing.T) {
 	var mu sync.Mutex
 	var open []*streams
 	refused := 0
-	err = workers(many, 16, func(i int) error {
+	err := workers(many, 16, func(i int) error {
 		var s *streams
 		var err error
 		if i%3 == 0 {
@@ -254,7 +148,7 @@ func TestCRIClientVanishes(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return n.open(r.Url, "v4.channel.k8s.io", streamType, "error")
+			return n.open(r.Url, "v4.channel.k8s.io", nil, streamType, "error")
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -344,4 +238,16 @@ func TestCRIClientVanishes(t *testing.T) {
 		}
 	})
 	c.empty(t)
+}
+
+// allowSessions has the daemon start again with that cri.maxSessions.
+func (n *node) allowSessions(most int) {
+	n.t.Helper()
+	n.kill()
+	config, err := os.ReadFile(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.write(n.config, string(config)+fmt.Sprintf("cri: {maxSessions: %d}\n", most))
+	n.start()
 }

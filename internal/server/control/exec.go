@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -13,17 +12,8 @@ import (
 
 	orlopv1 "github.com/orlop-io/orlop/api/orlop/v1"
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/idlecopy"
 	"github.com/orlop-io/orlop/internal/pod"
-)
-
-const (
-	// chunkBytes is the largest piece of a stream that the server sends.
-	chunkBytes = 32 << 10
-	// drainTime is how long the next piece of output is waited for after a command has
-	// ended: what it wrote is in the pipe; what its children left behind write later is not its.
-	drainTime = 200 * time.Millisecond
-	// restBytes is more than a pipe holds.
-	restBytes = 2 << 20
 )
 
 // Exec implements the service.
@@ -207,50 +197,39 @@ func (s *sender[T]) message(m *T) error {
 // output reads a session's streams.
 type output struct {
 	session *pod.Session
-	ended   atomic.Bool // the process has; what it wrote is still in the pipe
 	done    chan struct{}
-	err     error
+	err     error // of sending, once done is closed
 }
 
-// deadliner is a stream of which waiting can be bounded.
-type deadliner interface{ SetReadDeadline(time.Time) error }
+// sending is a writer that sends.
+type sending func([]byte) error
+
+func (s sending) Write(b []byte) (int, error) {
+	if err := s(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
 
 // copyOutput starts to read. If sending fails, cancel is called.
 func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel context.CancelFunc) *output {
 	o := &output{session: s, done: make(chan struct{})}
 	var wait sync.WaitGroup
 	var once sync.Once
-	read := func(r io.Reader, stderr bool) {
-		buf := make([]byte, chunkBytes)
-		rest := restBytes
-		for rest > 0 {
-			if o.ended.Load() {
-				// Each piece has its time: a slow client must not cost the next one.
-				if d, ok := r.(deadliner); ok {
-					d.SetReadDeadline(time.Now().Add(drainTime)) // without deadlines, finish closes it
-				}
-			}
-			n, err := r.Read(buf)
-			if n > 0 {
-				if o.ended.Load() {
-					rest -= n
-				}
-				if err := send(buf[:n], stderr); err != nil {
-					once.Do(func() { o.err = err })
-					cancel()
-					return
-				}
-			}
-			if err != nil {
-				return // EOF; EIO of a terminal that nobody has open; the deadline
-			}
+	for i, r := range []io.Reader{s.Stdout, s.Stderr} {
+		if r == nil {
+			continue
 		}
-	}
-	if s.Stdout != nil {
-		wait.Go(func() { read(s.Stdout, false) })
-	}
-	if s.Stderr != nil {
-		wait.Go(func() { read(s.Stderr, true) })
+		to := sending(func(b []byte) error {
+			err := send(b, i == 1)
+			if err != nil {
+				once.Do(func() { o.err = err })
+				cancel()
+			}
+			return err
+		})
+		// The error of reading is none: EIO of a terminal that nobody has open.
+		wait.Go(func() { idlecopy.Copy(to, r) })
 	}
 	go func() {
 		wait.Wait()
@@ -261,18 +240,14 @@ func copyOutput(s *pod.Session, send func(b []byte, stderr bool) error, cancel c
 
 // finish waits until everything that the process wrote has been sent.
 func (o *output) finish(ctx context.Context) error {
-	o.ended.Store(true)
-	for _, r := range []io.Reader{o.session.Stdout, o.session.Stderr} {
-		d, ok := r.(deadliner)
-		if r != nil && (!ok || d.SetReadDeadline(time.Now().Add(drainTime)) != nil) {
-			t := time.AfterFunc(drainTime, func() { o.session.Close() })
-			defer t.Stop()
+	var err error
+	o.session.Drain(func() {
+		select {
+		case <-o.done:
+			err = o.err
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
-	}
-	select {
-	case <-o.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return o.err
+	})
+	return err
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/utils/exec"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/base/idlecopy"
 	"github.com/orlop-io/orlop/internal/pod"
 )
 
@@ -131,16 +132,16 @@ func (r sessions) join(ctx context.Context, s *pod.Session, in io.Reader, out, e
 	}
 	var wg sync.WaitGroup
 	if out != nil {
-		wg.Go(func() { io.Copy(out, s.Stdout) })
+		wg.Go(func() { idlecopy.Copy(out, s.Stdout) })
 	} else {
-		wg.Go(func() { io.Copy(io.Discard, s.Stdout) })
+		wg.Go(func() { idlecopy.Copy(io.Discard, s.Stdout) })
 	}
 	if s.Stderr != nil {
 		to := io.Writer(io.Discard)
 		if err != nil {
 			to = err
 		}
-		wg.Go(func() { io.Copy(to, s.Stderr) })
+		wg.Go(func() { idlecopy.Copy(to, s.Stderr) })
 	}
 	read := make(chan struct{})
 	go func() { wg.Wait(); close(read) }()
@@ -190,7 +191,7 @@ func (r sessions) PortForward(_ context.Context, name string, port int32, stream
 			half.CloseWrite()
 		}
 	}()
-	_, err = io.Copy(stream, conn)
+	_, err = idlecopy.Copy(stream, conn)
 	return unlessGone(ctx, err)
 }
 
