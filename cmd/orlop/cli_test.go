@@ -406,6 +406,8 @@ func TestExtract(t *testing.T) {
 		{name: "prefix", entries: []tar.Header{dir("d"), file("devil", "x")}, fails: true},
 		{name: "absolute", entries: []tar.Header{dir("d"), file("/evil", "x")}, fails: true},
 		{name: "absolute link", entries: []tar.Header{dir("d"), link("d/l", "/"), file("d/f", "x")}, warns: 1},
+		{name: "absolute link into it", entries: []tar.Header{dir("d"), link("d/l", "/srv/d/f"), link("d/top", "/srv/d"), file("d/f", "x")}},
+		{name: "absolute link beside it", entries: []tar.Header{dir("d"), link("d/l", "/srv/d/../evil"), link("d/m", "/srv/devil")}, warns: 2},
 		{name: "link up", entries: []tar.Header{dir("d"), link("d/l", "../evil"), file("d/f", "x")}, warns: 1},
 		{name: "write through a link up", entries: []tar.Header{dir("d"), link("d/l", ".."), file("d/l/evil", "x")}, warns: 1},
 		{name: "link through a link", entries: []tar.Header{dir("d"), dir("d/a"), dir("d/a/b"), link("d/s", "a/b"), link("d/x", "s/../.."), file("d/f", "x")}, warns: 1},
@@ -423,7 +425,7 @@ func TestExtract(t *testing.T) {
 			os.WriteFile(filepath.Join(base, "secret"), []byte("s"), 0o600)
 			os.Mkdir(filepath.Join(base, "in"), 0o755)
 			warns := 0
-			err := extract(archive(c.entries...), "d", filepath.Join(base, "in", "copy"), func(string) { warns++ })
+			err := extract(archive(c.entries...), "/srv/d", filepath.Join(base, "in", "copy"), func(string) { warns++ })
 			if (err != nil) != c.fails || warns != c.warns {
 				t.Errorf("error %v, %d warnings", err, warns)
 			}
@@ -453,6 +455,19 @@ func TestExtract(t *testing.T) {
 				t.Error("nothing was written")
 			}
 		})
+	}
+}
+
+// An absolute link into what is copied leads to the copy.
+func TestExtractAbsoluteLink(t *testing.T) {
+	dest := filepath.Join(t.TempDir(), "copy")
+	err := extract(archive(tar.Header{Typeflag: tar.TypeDir, Name: "d"}, tar.Header{Typeflag: tar.TypeDir, Name: "d/sub"}, tar.Header{Typeflag: tar.TypeReg, Name: "d/f", Uname: "text"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "d/sub/l", Linkname: "/srv/d/f"}), "/srv/d", dest, func(s string) { t.Error(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dest, "sub", "l")); err != nil || string(b) != "text" {
+		t.Errorf("%q %v", b, err)
 	}
 }
 

@@ -29,7 +29,8 @@ func (a *app) cpCommand() *cobra.Command {
 inside; one that does not exist becomes the copy. - for LOCAL is a tar stream on standard output or input.
 
 What comes out of a container is not trusted: nothing is written outside of the copy, links that point out of it,
-devices and set-user-ID bits are left out, and files are yours. What goes in belongs to root.`,
+devices and set-user-ID bits are left out, and files are yours. What goes in belongs to root, and goes where the
+container's own links lead within it.`,
 		Example: `  orlop cp notes:/data/notes.db ./backup/ -c web
   orlop cp ./site notes:/data -c web
   orlop cp notes:/data - -c web > data.tar`,
@@ -101,7 +102,7 @@ func (a *app) copyFrom(cmd *cobra.Command, from copyPath, container, local strin
 	} else if strings.HasSuffix(local, "/") {
 		return errs.New(errs.NotFound, "directory %s does not exist", local)
 	}
-	return extract(r, path.Base(from.path), dest, func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), "orlop: "+clean(s)) })
+	return extract(r, from.path, dest, func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), "orlop: "+clean(s)) })
 }
 
 // tarOf returns the tar stream of a path in a container.
@@ -137,10 +138,11 @@ func (t *tarStream) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// extract unpacks the archive of one file or directory, whose names begin with top,
-// as dest. The archive is hostile: whatever it says, nothing outside of dest is
-// written, and no link is left that leads out of it.
-func extract(r io.Reader, top, dest string, warn func(string)) error {
+// extract unpacks the archive of what is at the path from, whose names begin with the last part of that,
+// as dest. The archive is hostile: whatever it says, nothing outside of dest is written, and no link is
+// left that leads out of it. An absolute link into what is copied leads there in the copy.
+func extract(r io.Reader, from, dest string, warn func(string)) error {
+	top := path.Base(from)
 	tr := tar.NewReader(r)
 	h, err := tr.Next()
 	if err == io.EOF {
@@ -226,6 +228,13 @@ func extract(r io.Reader, top, dest string, warn func(string)) error {
 			}
 			root.Chtimes(name, time.Now(), h.ModTime)
 		case tar.TypeSymlink:
+			if path.IsAbs(h.Linkname) && path.IsAbs(from) {
+				if rel, err := filepath.Rel(path.Clean(from), path.Clean(h.Linkname)); err == nil && filepath.IsLocal(rel) {
+					if h.Linkname, err = filepath.Rel(filepath.Dir(name), rel); err != nil {
+						return err
+					}
+				}
+			}
 			if !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) || path.IsAbs(h.Linkname) {
 				warn(fmt.Sprintf("left out: %s, a link to %s", h.Name, h.Linkname))
 				continue

@@ -175,14 +175,14 @@ func (w *worker) attach(ctx context.Context, c *Container, id ContainerID, o Att
 		return nil, err
 	}
 	defer wr.Close()
-	s.Stdout, s.files, spec.Stdout = out, append(s.files, out), wr
+	s.Stdout, s.files, spec.Stdout = &processOutput{f: out, rest: drainBytes}, append(s.files, out), wr
 	if !c.TTY {
 		r, wr, err := os.Pipe()
 		if err != nil {
 			return fail(err)
 		}
 		defer wr.Close()
-		s.Stderr, s.files, spec.Stderr = r, append(s.files, r), wr
+		s.Stderr, s.files, spec.Stderr = &processOutput{f: r, rest: drainBytes}, append(s.files, r), wr
 	}
 	if err := client.Attach(ctx, string(id), spec); err != nil {
 		return fail(err)

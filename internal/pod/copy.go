@@ -186,23 +186,31 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
-// CopyTo unpacks the tar archive into a directory of the container. Owners and modes
-// are those of the archive; entries that would leave the directory are refused.
+// CopyTo unpacks the tar archive into a directory of the container. Owners and modes are those of the
+// archive; entries that would leave the directory are refused. Links that are there are followed as a
+// process of the container would, those that the archive brings are not.
 func (p *Pods) CopyTo(ctx context.Context, k Key, container, to string, r io.Reader) error {
-	at, err := p.openInside(k, container, to)
+	root, err := p.openInside(k, container, "/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	at, err := openInRoot(again(root), to)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.NotFound, "%s does not exist in the container", to)
+	}
 	if err != nil {
 		return err
 	}
 	defer at.Close()
+	if fi, err := os.Stat(again(at)); err != nil || !fi.IsDir() {
+		return errs.New(errs.FailedPrecondition, "%s is not a directory of the container", to)
+	}
 	users, err := p.usersOf(k)
 	if err != nil {
 		return err
 	}
-	dir, err := os.OpenRoot(again(at))
-	if err != nil {
-		return errs.New(errs.FailedPrecondition, "%s is not a directory of the container: %w", to, err)
-	}
-	defer dir.Close()
+	u := &unpacker{root: again(root), to: to, links: make(map[string]bool)}
 	tr := tar.NewReader(r)
 	for {
 		h, err := tr.Next()
@@ -220,25 +228,64 @@ func (p *Pods) CopyTo(ctx context.Context, k Key, container, to string, r io.Rea
 				return fmt.Errorf("copy %s to %s: %w", h.Name, to, err)
 			}
 		}
-		if err := users.AsRoot(func() error { return extract(dir, h, tr) }); err != nil {
+		if err := users.AsRoot(func() error { return u.extract(h, tr) }); err != nil {
 			return fmt.Errorf("copy %s to %s: %w", h.Name, to, err)
 		}
 	}
 }
 
-func extract(dir *os.Root, h *tar.Header, r io.Reader) error {
+// unpacker writes what an archive has below a directory of a container.
+type unpacker struct {
+	root  string          // the container's, seen from here
+	to    string          // the directory, in the container
+	links map[string]bool // that the archive has brought
+}
+
+func (u *unpacker) extract(h *tar.Header, r io.Reader) error {
 	name := path.Clean(h.Name)
 	if !fs.ValidPath(name) {
 		return errs.New(errs.Invalid, "the name leads out of the directory")
 	}
-	mode := fs.FileMode(h.Mode).Perm()
+	for above := path.Dir(name); above != "."; above = path.Dir(above) {
+		if u.links[above] {
+			return errs.New(errs.Invalid, "it is behind %s, a link of the archive itself", above)
+		}
+	}
+	parent, err := openInRoot(u.root, path.Join(u.to, path.Dir(name)))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	dir, err := os.OpenRoot(again(parent))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	base := path.Base(name)
+	link := false
+	if fi, err := dir.Lstat(base); err == nil {
+		link = fi.Mode()&fs.ModeSymlink != 0
+	}
+	if link {
+		done, err := u.through(h, r, name)
+		if done || err != nil {
+			return err
+		}
+		if err := dir.Remove(base); err != nil {
+			return err
+		}
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		if err := dir.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := dir.Mkdir(base, 0o755); errors.Is(err, fs.ErrExist) {
+			if fi, err := dir.Lstat(base); err != nil || !fi.IsDir() {
+				return errs.New(errs.AlreadyExists, "it is a directory here and none in the container")
+			}
+		} else if err != nil {
 			return err
 		}
 	case tar.TypeReg:
-		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+		f, err := dir.OpenFile(base, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return err
 		}
@@ -247,13 +294,42 @@ func extract(dir *os.Root, h *tar.Header, r io.Reader) error {
 			return err
 		}
 	case tar.TypeSymlink:
-		dir.Remove(name)
-		return dir.Symlink(h.Linkname, name)
+		dir.Remove(base)
+		u.links[name] = true
+		return dir.Symlink(h.Linkname, base)
 	default:
 		return errs.New(errs.Unsupported, "only files, directories and symlinks can be copied")
 	}
-	if err := dir.Lchown(name, h.Uid, h.Gid); err != nil {
+	if err := dir.Lchown(base, h.Uid, h.Gid); err != nil {
 		return err
 	}
-	return dir.Chmod(name, mode)
+	return dir.Chmod(base, fs.FileMode(h.Mode).Perm())
+}
+
+// through writes to what a link leads to: a file into a file, a directory into a directory. It is false where
+// the link leads to nothing of the kind, or is the archive's own, and is to be replaced.
+func (u *unpacker) through(h *tar.Header, r io.Reader, name string) (bool, error) {
+	if u.links[name] {
+		return false, nil
+	}
+	at, err := openInRoot(u.root, path.Join(u.to, name))
+	if err != nil {
+		return false, nil
+	}
+	defer at.Close()
+	fi, err := os.Stat(again(at))
+	switch {
+	case err != nil:
+		return false, err
+	case h.Typeflag == tar.TypeDir:
+		return fi.IsDir(), nil
+	case h.Typeflag != tar.TypeReg || !fi.Mode().IsRegular():
+		return false, nil
+	}
+	f, err := os.OpenFile(again(at), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return false, err
+	}
+	_, err = io.Copy(f, r)
+	return true, errors.Join(err, f.Close())
 }

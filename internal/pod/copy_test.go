@@ -118,36 +118,52 @@ func TestArchive(t *testing.T) {
 
 func TestExtractInside(t *testing.T) {
 	dir := containerRoot(t)
-	root, err := os.OpenRoot(filepath.Join(dir, "data"))
-	if err != nil {
-		t.Fatal(err)
+	for name, to := range map[string]string{"data/deep": "/run/app", "data/rel": "../run/app", "data/new-out": "/run/app/file", "data/dangling": "/nowhere/x", "data/climbs": "../../../../secret"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer root.Close()
+	u := &unpacker{root: dir, to: "/data", links: make(map[string]bool)}
 	for _, tt := range []struct {
-		h   tar.Header
-		bad bool
+		h    tar.Header
+		bad  bool
+		lead string // where in the container the text is afterwards
 	}{
-		{tar.Header{Name: "new", Typeflag: tar.TypeDir, Mode: 0o750}, false},
-		{tar.Header{Name: "new/file", Typeflag: tar.TypeReg, Mode: 0o604, Uid: 7, Gid: 8, Size: 4}, false},
-		{tar.Header{Name: "new/link", Typeflag: tar.TypeSymlink, Linkname: "/secret"}, false},
-		{tar.Header{Name: "new/link/x", Typeflag: tar.TypeReg, Size: 4}, true},
-		{tar.Header{Name: "out", Typeflag: tar.TypeReg, Size: 4}, true}, // a link that leads out of the directory
-		{tar.Header{Name: "../file", Typeflag: tar.TypeReg, Size: 4}, true},
-		{tar.Header{Name: "/file", Typeflag: tar.TypeReg, Size: 4}, true},
-		{tar.Header{Name: "null", Typeflag: tar.TypeChar}, true},
-		{tar.Header{Name: "hard", Typeflag: tar.TypeLink, Linkname: "below/x"}, true},
+		{tar.Header{Name: "new", Typeflag: tar.TypeDir, Mode: 0o750}, false, ""},
+		{tar.Header{Name: "new/file", Typeflag: tar.TypeReg, Mode: 0o604, Uid: 7, Gid: 8, Size: 4}, false, "data/new/file"},
+		{tar.Header{Name: "new/link", Typeflag: tar.TypeSymlink, Linkname: "/secret"}, false, ""},
+		{tar.Header{Name: "new/link/x", Typeflag: tar.TypeReg, Size: 4}, true, ""},
+		{tar.Header{Name: "new/link", Typeflag: tar.TypeReg, Size: 4}, false, "data/new/link"}, // the archive's own link is replaced
+		// Links that were there, absolute and relative, lead where they lead in the container.
+		{tar.Header{Name: "deep/a", Typeflag: tar.TypeReg, Size: 4}, false, "run/app/a"},
+		{tar.Header{Name: "rel/b", Typeflag: tar.TypeReg, Size: 4}, false, "run/app/b"},
+		{tar.Header{Name: "deep", Typeflag: tar.TypeDir}, false, ""},
+		{tar.Header{Name: "new-out", Typeflag: tar.TypeReg, Size: 4}, false, "run/app/file"},
+		{tar.Header{Name: "dangling", Typeflag: tar.TypeReg, Size: 4}, false, "data/dangling"},
+		{tar.Header{Name: "climbs", Typeflag: tar.TypeReg, Size: 4}, false, "secret"},
+		{tar.Header{Name: "pipe", Typeflag: tar.TypeDir}, true, ""},
+		{tar.Header{Name: "../file", Typeflag: tar.TypeReg, Size: 4}, true, ""},
+		{tar.Header{Name: "/file", Typeflag: tar.TypeReg, Size: 4}, true, ""},
+		{tar.Header{Name: "null", Typeflag: tar.TypeChar}, true, ""},
+		{tar.Header{Name: "hard", Typeflag: tar.TypeLink, Linkname: "below/x"}, true, ""},
 	} {
-		if err := extract(root, &tt.h, strings.NewReader("text")); (err != nil) != tt.bad {
+		if err := u.extract(&tt.h, strings.NewReader("text")); (err != nil) != tt.bad {
 			t.Errorf("%s: %v", tt.h.Name, err)
+		}
+		if tt.lead != "" {
+			if b, err := os.ReadFile(filepath.Join(dir, tt.lead)); err != nil || string(b) != "text" {
+				t.Errorf("%s: %s is %q %v", tt.h.Name, tt.lead, b, err)
+			}
 		}
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "data/new/file"), &st); err != nil || st.Uid != 7 || st.Gid != 8 || fs.FileMode(st.Mode).Perm() != 0o604 || st.Size != 4 {
 		t.Errorf("%+v, %v", st, err)
 	}
-	for _, name := range []string{"secret", "../secret"} {
-		if b, _ := os.ReadFile(filepath.Join(dir, name)); strings.Contains(string(b), "text") {
-			t.Errorf("%s was written to", name)
-		}
+	if fi, err := os.Lstat(filepath.Join(dir, "data/deep")); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
+		t.Errorf("a link to a directory: %v %v", fi, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "../secret")); string(b) != "the host's" {
+		t.Errorf("the host's file is %q", b)
 	}
 }
