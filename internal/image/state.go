@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
 	"github.com/orlop-io/orlop/internal/base/atomicfile"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
@@ -22,13 +21,9 @@ import (
 )
 
 var (
-	faultBlobCommitted  = fault.New("image.commit.blob-renamed")
-	faultLayerCommitted = fault.New("image.commit.layer-renamed")
-	faultBeforeRecord   = fault.New("image.commit.synced")
-	faultRecorded       = fault.New("image.commit.recorded")
-	faultSweepRecorded  = fault.New("image.sweep.recorded")
-	faultSweepMoved     = fault.New("image.sweep.moved")
-	faultOpenCleaned    = fault.New("image.open.temporaries-removed")
+	faultBeforeRecord = fault.New("image.commit.synced")
+	faultRecorded     = fault.New("image.commit.recorded")
+	faultOpenCleaned  = fault.New("image.open.temporaries-removed")
 )
 
 // state is the records and the content of the store in memory. Every field is
@@ -227,32 +222,6 @@ func (s *Store) loadLayers(records map[string]layerRecord) error {
 	return nil
 }
 
-// claims are what one operation needs to stay while it runs.
-type claims struct {
-	s      *Store
-	layers []layerKey
-	blobs  []digest.Digest
-}
-
-func (s *Store) newClaims() *claims { return &claims{s: s} }
-
-// layer claims the layer if it is here, if only to be unpacked again.
-func (c *claims) layer(key layerKey) (layerRecord, bool) {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	return c.layerLocked(key)
-}
-
-// ready claims the layer if it is here and unpacked.
-func (c *claims) ready(key layerKey) (layerRecord, bool) {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if l := c.s.st.layers[key]; l == nil || !l.ready {
-		return layerRecord{}, false
-	}
-	return c.layerLocked(key)
-}
-
 // intact tells whether the blob's content is still what its digest says.
 func (s *Store) intact(d digest.Digest) bool {
 	f, err := os.Open(s.blobPath(d))
@@ -271,130 +240,6 @@ func (s *Store) distrust(d digest.Digest) {
 	defer s.mu.Unlock()
 	if b := s.st.blobs[d]; b != nil {
 		b.size = -1 // no blob has it: whoever looks for this one does not find it
-	}
-}
-
-func (c *claims) layerLocked(key layerKey) (layerRecord, bool) {
-	l := c.s.st.layers[key]
-	if l == nil {
-		return layerRecord{}, false
-	}
-	l.refs++
-	c.layers = append(c.layers, key)
-	return l.rec, true
-}
-
-// blob claims the blob if it is here with that size (any, if negative).
-func (c *claims) blob(b blobRef) bool {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	have := c.s.st.blobs[b.Digest]
-	if have == nil || b.SizeBytes >= 0 && have.size != b.SizeBytes {
-		return false
-	}
-	have.refs++
-	c.blobs = append(c.blobs, b.Digest)
-	return true
-}
-
-// release gives everything back, and removes what nothing needs then.
-func (c *claims) release() {
-	c.s.mu.Lock()
-	for _, k := range c.layers {
-		if l := c.s.st.layers[k]; l != nil {
-			l.refs--
-		}
-	}
-	for _, d := range c.blobs {
-		if b := c.s.st.blobs[d]; b != nil {
-			b.refs--
-		}
-	}
-	c.layers, c.blobs = nil, nil
-	c.s.mu.Unlock()
-	if _, err := c.s.sweep(nil); err != nil {
-		c.s.o.Log.Warn("sweep after an operation", "err", err)
-	}
-}
-
-// commitBlob puts the verified, synced file in its place and claims it.
-func (c *claims) commitBlob(file string, b blobRef) error {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	have := c.s.st.blobs[b.Digest]
-	if have == nil || have.size != b.SizeBytes {
-		if err := os.Rename(file, c.s.blobPath(b.Digest)); err != nil {
-			return err
-		}
-		refs := 0
-		if have != nil {
-			refs = have.refs
-		}
-		have = &blob{size: b.SizeBytes, refs: refs}
-		c.s.st.blobs[b.Digest] = have
-		faultBlobCommitted.Hit()
-	}
-	have.refs++
-	c.blobs = append(c.blobs, b.Digest)
-	return nil
-}
-
-// putBlob writes small content (manifests, configurations) and claims it.
-func (c *claims) putBlob(mediaType string, data []byte) (blobRef, error) {
-	b := blobRef{mediaType, digest.FromBytes(data), int64(len(data))}
-	if c.blob(b) {
-		return b, nil
-	}
-	f, err := os.CreateTemp(c.s.dir("tmp"), "blob-")
-	if err != nil {
-		return b, err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return b, diskError(err)
-	}
-	if err := f.Sync(); err != nil {
-		return b, diskError(err)
-	}
-	return b, c.commitBlob(f.Name(), b)
-}
-
-// commitLayer puts an unpacked directory in its place under the key and claims it.
-// Where the layer has come from elsewhere meanwhile, that one is taken.
-func (c *claims) commitLayer(key layerKey, diffDir string, rec layerRecord) (layerRecord, error) {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	l := c.s.st.layers[key]
-	if l == nil || !l.ready {
-		rec.Boot, rec.Durable = c.s.boot, false
-		rec.Dir = newDirName(c.s.st.layers)
-		if err := os.Rename(diffDir, c.s.layerDir(rec)); err != nil {
-			return rec, err
-		}
-		if l == nil {
-			l = &layer{}
-			c.s.st.layers[key] = l
-		}
-		l.rec, l.ready = rec, true
-		l.saved = false // also where the record is to be replaced
-		faultLayerCommitted.Hit()
-	}
-	l.refs++
-	c.layers = append(c.layers, key)
-	return l.rec, nil
-}
-
-// newDirName returns a short name: the kernel's mount options are limited.
-func newDirName(layers map[layerKey]*layer) string {
-	taken := make(map[string]bool, len(layers))
-	for _, l := range layers {
-		taken[l.rec.Dir] = true
-	}
-	for {
-		if n := randomName(); !taken[n] {
-			return n
-		}
 	}
 }
 
@@ -482,192 +327,6 @@ func (r *imageRecord) ref() manifestRef {
 		m.Blobs = append(m.Blobs, l.Blob)
 	}
 	return m
-}
-
-// change is what a sweep takes besides garbage.
-type change struct {
-	images []digest.Digest
-	names  []string
-}
-
-// settle makes the change fit the state as it is now, under the locks: images that
-// have been held meanwhile stay with their names, and all names of those that go,
-// go too.
-func (ch *change) settle(st *state) {
-	names := make(map[string]bool)
-	ch.names = slices.DeleteFunc(ch.names, func(n string) bool {
-		id := st.names[n].ID
-		return id == "" || slices.Contains(ch.images, id) // decided below
-	})
-	for _, n := range ch.names {
-		names[n] = true
-	}
-	ch.images = slices.DeleteFunc(ch.images, func(id digest.Digest) bool {
-		_, here := st.images[id]
-		return !here || st.holds[id] > 0
-	})
-	for n, to := range st.names {
-		if slices.Contains(ch.images, to.ID) {
-			names[n] = true
-		}
-	}
-	ch.names = slices.Sorted(maps.Keys(names))
-}
-
-// sweep removes the given records, then all content that no record and no running
-// operation reaches. It returns the bytes given back. A crash in the middle leaves
-// directories and files without records, which the next Open removes.
-func (s *Store) sweep(ch *change) (freed int64, err error) {
-	s.write.Lock()
-	defer s.write.Unlock()
-	s.mu.Lock()
-	images, names := s.st.images, s.st.names
-	if ch != nil {
-		images, names = maps.Clone(images), maps.Clone(names)
-		ch.settle(&s.st)
-		for _, n := range ch.names {
-			delete(names, n)
-		}
-		for _, id := range ch.images {
-			delete(images, id)
-		}
-	}
-	keys, blobs := s.reachable(images)
-	doomed := make(map[layerKey]*layer)
-	for k, l := range s.st.layers {
-		if !keys[k] {
-			doomed[k] = l
-		}
-	}
-	var doomedBlobs []digest.Digest
-	for d := range s.st.blobs {
-		if !blobs[d] {
-			doomedBlobs = append(doomedBlobs, d)
-		}
-	}
-	if ch == nil && len(doomed) == 0 && len(doomedBlobs) == 0 {
-		s.mu.Unlock()
-		return 0, nil
-	}
-	// From here on no operation can claim them.
-	for k := range doomed {
-		delete(s.st.layers, k)
-	}
-	gone := make(map[digest.Digest]*blob, len(doomedBlobs))
-	for _, d := range doomedBlobs {
-		gone[d] = s.st.blobs[d]
-		delete(s.st.blobs, d)
-	}
-	s.mu.Unlock()
-
-	err = s.o.DB.Update(func(tx store.Tx) error {
-		if ch != nil {
-			for _, n := range ch.names {
-				if err := s.db.names.DeleteTx(tx, n); err != nil {
-					return err
-				}
-			}
-			for _, id := range ch.images {
-				if err := s.db.images.DeleteTx(tx, id.String()); err != nil {
-					return err
-				}
-			}
-		}
-		for k, l := range doomed {
-			if l.saved {
-				if err := s.db.layers.DeleteTx(tx, string(k)); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		s.mu.Lock() // as it was
-		for k, l := range doomed {
-			if s.st.layers[k] == nil {
-				s.st.layers[k] = l
-			}
-		}
-		for d, b := range gone {
-			if s.st.blobs[d] == nil {
-				s.st.blobs[d] = b
-			}
-		}
-		s.mu.Unlock()
-		return 0, err
-	}
-	faultSweepRecorded.Hit()
-
-	trash, err := os.MkdirTemp(s.dir("tmp"), "trash-")
-	if err != nil {
-		return 0, err
-	}
-	s.mu.Lock()
-	s.st.images, s.st.names = images, names
-	var errAll error
-	for d, b := range gone {
-		if s.st.blobs[d] != nil {
-			continue // has come again meanwhile
-		}
-		freed += max(0, b.size)
-		if err := os.Rename(s.blobPath(d), filepath.Join(trash, d.Encoded())); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errAll = errors.Join(errAll, err)
-		}
-	}
-	s.mu.Unlock()
-	for _, l := range doomed {
-		if !l.ready {
-			continue
-		}
-		freed += l.rec.Bytes
-		if err := os.Rename(s.layerDir(l.rec), filepath.Join(trash, l.rec.Dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errAll = errors.Join(errAll, err)
-		}
-	}
-	faultSweepMoved.Hit()
-	removeAll(s.o.Log, trash)
-	return freed, errAll
-}
-
-// reachable returns the layers and blobs that the images and running operations
-// need. The caller holds mu.
-func (s *Store) reachable(images map[digest.Digest]imageRecord) (map[layerKey]bool, map[digest.Digest]bool) {
-	keys, blobs := make(map[layerKey]bool), make(map[digest.Digest]bool)
-	for _, img := range images {
-		blobs[img.Config.Digest] = true
-		for _, m := range append([]manifestRef{img.ref()}, img.Others...) {
-			blobs[m.Manifest.Digest] = true
-			for _, b := range m.Blobs {
-				blobs[b.Digest] = true
-			}
-		}
-		for _, l := range img.Layers {
-			keys[l.Key] = true
-		}
-	}
-	for k, l := range s.st.layers {
-		if l.refs > 0 {
-			keys[k] = true
-		}
-		if keys[k] {
-			blobs[l.rec.Blob.Digest] = true
-		}
-	}
-	for d, b := range s.st.blobs {
-		if b.refs > 0 {
-			blobs[d] = true
-		}
-	}
-	return keys, blobs
-}
-
-// removeAll removes a directory below tmp. What cannot be removed now is removed
-// by the next Open.
-func removeAll(log *slog.Logger, path string) {
-	if err := os.RemoveAll(path); err != nil {
-		log.Warn("remove", "path", path, "err", err)
-	}
 }
 
 // describe returns the image as callers see it. The caller holds mu.

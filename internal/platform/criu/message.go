@@ -115,115 +115,131 @@ func (m *message) number(field, v uint64) {
 	*m = binary.AppendUvarint(*m, v)
 }
 
-func (m *message) bool(field uint64, v bool) {
-	if v {
-		m.number(field, 1)
-	}
-}
-
-func (m *message) string(field uint64, s string) {
-	if s != "" {
-		m.message(field, message(s))
-	}
-}
-
 func (m *message) message(field uint64, sub message) {
 	m.tag(field, bytes)
 	*m = append(binary.AppendUvarint(*m, uint64(len(sub))), sub...)
 }
 
-func (m *message) pairs(field uint64, list []Pair) {
-	for _, p := range list {
-		var sub message
-		sub.string(1, p.Key)
-		sub.string(2, p.Value)
-		m.message(field, sub)
+// field is one of a message's, by its number in rpc.proto.
+type field struct {
+	number uint64
+	value  any
+}
+
+// always is a number that is written although it is zero.
+type always uint64
+
+// write makes a message of fields.
+func write(list ...field) (m message) {
+	for _, f := range list {
+		switch v := f.value.(type) {
+		case bool:
+			if v {
+				m.number(f.number, 1)
+			}
+		case int:
+			if v != 0 {
+				m.number(f.number, uint64(v))
+			}
+		case always:
+			m.number(f.number, uint64(v))
+		case *os.File:
+			if v != nil {
+				m.number(f.number, uint64(v.Fd()))
+			}
+		case string:
+			if v != "" {
+				m.message(f.number, message(v))
+			}
+		case message:
+			if len(v) > 0 {
+				m.message(f.number, v)
+			}
+		case []string:
+			for _, s := range v {
+				m.message(f.number, message(s))
+			}
+		case []Pair:
+			for _, p := range v {
+				m.message(f.number, write(field{1, p.Key}, field{2, p.Value}))
+			}
+		case []InheritFD:
+			for _, i := range v {
+				m.message(f.number, write(field{1, i.Key}, field{2, always(i.FD)}))
+			}
+		default:
+			panic(fmt.Sprintf("field %d is a %T", f.number, f.value))
+		}
 	}
+	return m
 }
 
 // logLevel is that of CRIU's log: 4 is all but what is said in loops.
 const logLevel = 4
 
-func (o *Options) encode() (m message) {
-	m.number(1, uint64(o.Images.Fd()))
-	if o.Work != nil {
-		m.number(17, uint64(o.Work.Fd()))
-	}
-	if o.PID != 0 {
-		m.number(2, uint64(o.PID))
-	}
-	m.bool(3, o.LeaveRunning)
-	m.bool(4, o.ExtUnixSockets)
-	m.bool(5, o.TCPEstablished)
-	m.bool(6, o.EvasiveDevices)
-	m.bool(7, o.ShellJob)
-	m.bool(8, o.FileLocks)
-	m.number(9, logLevel)
-	m.string(10, o.LogFile)
+func (o *Options) encode() message {
+	var pages message
 	if o.PageServer != "" {
-		var ps message
-		ps.string(1, o.PageServer)
-		ps.number(2, uint64(o.PagePort))
-		m.message(11, ps)
+		pages = write(field{1, o.PageServer}, field{2, always(o.PagePort)})
 	}
-	m.bool(12, true) // notifications
-	m.string(13, o.Root)
-	m.string(14, o.ParentImages)
-	m.bool(15, o.TrackMemory)
-	m.bool(16, o.AutoDedup)
-	m.bool(18, o.LinkRemap)
-	m.pairs(23, o.Mounts)
-	m.pairs(25, o.CgroupRoots)
-	m.bool(26, o.Sibling)
-	for _, f := range o.Inherit {
-		var sub message
-		sub.string(1, f.Key)
-		sub.number(2, uint64(f.FD))
-		m.message(27, sub)
-	}
-	m.number(34, uint64(o.Cgroups))
-	for _, e := range o.External {
-		m.string(37, e)
-	}
-	if o.EmptyNamespaces != 0 {
-		m.number(38, uint64(o.EmptyNamespaces))
-	}
-	m.pairs(39, o.JoinNamespaces)
-	m.string(44, o.FreezeCgroup)
-	m.bool(46, o.TCPSkipInFlight)
-	m.bool(48, o.LazyPages)
-	m.bool(50, o.OrphanPtsMaster)
-	m.string(51, o.ConfigFile)
-	m.bool(52, o.TCPClose)
-	m.string(53, o.LSMProfile)
-	m.string(63, o.LSMContext)
-	return m
+	return write(
+		field{1, o.Images},
+		field{2, o.PID},
+		field{3, o.LeaveRunning},
+		field{4, o.ExtUnixSockets},
+		field{5, o.TCPEstablished},
+		field{6, o.EvasiveDevices},
+		field{7, o.ShellJob},
+		field{8, o.FileLocks},
+		field{9, logLevel},
+		field{10, o.LogFile},
+		field{11, pages},
+		field{12, true}, // notifications
+		field{13, o.Root},
+		field{14, o.ParentImages},
+		field{15, o.TrackMemory},
+		field{16, o.AutoDedup},
+		field{17, o.Work},
+		field{18, o.LinkRemap},
+		field{23, o.Mounts},
+		field{25, o.CgroupRoots},
+		field{26, o.Sibling},
+		field{27, o.Inherit},
+		field{34, always(o.Cgroups)},
+		field{37, o.External},
+		field{38, int(o.EmptyNamespaces)},
+		field{39, o.JoinNamespaces},
+		field{44, o.FreezeCgroup},
+		field{46, o.TCPSkipInFlight},
+		field{48, o.LazyPages},
+		field{50, o.OrphanPtsMaster},
+		field{51, o.ConfigFile},
+		field{52, o.TCPClose},
+		field{53, o.LSMProfile},
+		field{63, o.LSMContext},
+	)
 }
 
 // encode writes a criu_req.
-func (r *Request) encode() (m message) {
-	m.number(1, uint64(r.Type))
+func (r *Request) encode() message {
+	var options message
 	if r.Options != nil {
-		m.message(2, r.Options.encode())
+		options = r.Options.encode()
 	}
-	if r.Type == featureCheck {
-		var f message
-		f.bool(1, r.features.MemoryTracking)
-		f.bool(2, r.features.LazyPages)
-		m.message(5, f)
+	m := write(field{1, always(r.Type)}, field{2, options})
+	if r.Type == featureCheck { // also where nothing is asked for
+		m.message(5, write(field{1, r.features.MemoryTracking}, field{2, r.features.LazyPages}))
 	}
 	return m
 }
 
 // acknowledge is the criu_req that answers a notification.
-func acknowledge(ok bool) (m message) {
-	m.number(1, uint64(notify))
-	v := uint64(0)
+func acknowledge(ok bool) message {
+	success := always(0)
 	if ok {
-		v = 1
+		success = 1
 	}
-	m.number(3, v)
-	return m
+	return write(field{1, always(notify)}, field{3, success})
 }
 
 // response is a criu_resp.
