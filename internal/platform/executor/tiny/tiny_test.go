@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
 func file(t *testing.T, b []byte) string {
@@ -74,7 +76,7 @@ func TestProgramFails(t *testing.T) {
 	p.Call(unix.SYS_EXIT_GROUP, 9)
 	cmd := exec.Command(file(t, p.Executable()))
 	cmd.ExtraFiles = []*os.File{w}
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != plan.NotExecuted {
 		t.Error(err)
 	}
 	w.Close()
@@ -82,6 +84,61 @@ func TestProgramFails(t *testing.T) {
 	n, _ := r.Read(msg)
 	if call, errno, ok := Failed(msg[:n]); !ok || call != 2 || unix.Errno(errno) != unix.EBADF {
 		t.Errorf("call %d failed with %v (%v)", call, unix.Errno(errno), ok)
+	}
+}
+
+// TestProgramGoesOn shows what follows a result: calls that are left out, room that was written
+// to, another channel, and an end with a status.
+func TestProgramGoesOn(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	in, answer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, err := answer.Write([]byte("told")); err != nil {
+		t.Fatal(err)
+	}
+	answer.Close()
+	var p Program
+	p.Channel(4)
+	say := func(text string) { p.Call(unix.SYS_WRITE, 4, p.Data([]byte(text)), uint64(len(text))) }
+	p.On(Results{Error: Skip(2)}, unix.SYS_CLOSE, 77)
+	say("left out")
+	say("left out")
+	p.On(Results{Error: Skip(1), Zero: Skip(1)}, unix.SYS_GETPID)
+	say("a,")
+	p.On(Results{Zero: Skip(1)}, unix.SYS_UMASK, 0)
+	say("b,")
+	p.On(Results{Zero: Skip(1)}, unix.SYS_UMASK, 0)
+	say("left out")
+	p.Room(3)
+	room := p.Room(100)
+	p.On(Results{Error: Report, Zero: Report}, unix.SYS_READ, 3, room+1, 99)
+	p.Call(unix.SYS_WRITE, 4, room, 6)
+	p.On(Results{Zero: End(97)}, unix.SYS_READ, 3, room, 100)
+	say("left out")
+	cmd := exec.Command(file(t, p.Executable()))
+	cmd.ExtraFiles = []*os.File{in, w}
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 97 {
+		t.Error(err)
+	}
+	w.Close()
+	out := make([]byte, 100)
+	n, _ := r.Read(out)
+	for n > 0 && n < len(out) {
+		m, err := r.Read(out[n:])
+		if err != nil {
+			break
+		}
+		n += m
+	}
+	if got, want := string(out[:n]), "a,b,\x00told\x00"; got != want {
+		t.Errorf("it wrote %q, not %q", got, want)
 	}
 }
 
