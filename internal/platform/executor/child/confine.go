@@ -23,11 +23,8 @@ type confined struct {
 
 	// What is said of a failure.
 	notSent, notSet []byte
-	notRun          [len(execErrors)][]byte
+	notRun          [len(plan.ExecErrors)][]byte
 }
-
-// execErrors are those that have a word of their own; 0 is any other.
-var execErrors = [...]unix.Errno{unix.ENOENT, unix.ENOEXEC, unix.E2BIG, 0}
 
 // confine installs the filter on this thread and executes the program. It returns only if
 // the filter was refused. kills: it may end this thread and not the process.
@@ -41,8 +38,8 @@ func (s *state) confine(flags uintptr, kills bool, filter string) *fail {
 		case plan.Caps:
 			c.caps = newCapSets(o.N[0], o.N[1], o.N[2], o.N[3])
 		case plan.Exec:
-			for i, e := range execErrors {
-				c.notRun[i] = prepared(plan.Exec, execFailed(e, o.S[0]))
+			for i, e := range plan.ExecErrors {
+				c.notRun[i] = prepared(plan.Exec, execFailed(unix.Errno(e), o.S[0]))
 			}
 		}
 	}
@@ -76,7 +73,7 @@ func (c *confined) run() unix.Errno {
 	}
 	_, _, e = unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.exe)), uintptr(unsafe.Pointer(c.argv)), uintptr(unsafe.Pointer(c.envv)))
 	i := 0
-	for i < len(execErrors)-1 && execErrors[i] != e {
+	for i < len(plan.ExecErrors)-1 && plan.ExecErrors[i] != uint64(e) {
 		i++
 	}
 	die(c.notRun[i], e)

@@ -23,25 +23,15 @@ func (s *state) lookup(file, path string) *fail {
 	if file == "" {
 		return &fail{unix.ENOENT, `""`, "the command is empty"}
 	}
-	for i := range len(file) {
-		if file[i] == '/' {
-			if err := executable(file); err != nil {
-				return lookupFailed(err, file)
-			}
-			return s.found(file)
+	candidates := plan.Candidates(file, path)
+	if len(candidates) == 1 && candidates[0] == file {
+		if err := executable(file); err != nil {
+			return lookupFailed(err, file)
 		}
+		return s.found(file)
 	}
 	var denied error
-	for start, i := 0, 0; i <= len(path); i++ {
-		if i < len(path) && path[i] != ':' {
-			continue
-		}
-		dir := path[start:i]
-		start = i + 1
-		if dir == "" {
-			dir = "."
-		}
-		p := dir + "/" + file
+	for _, p := range candidates {
 		err := executable(p)
 		if err == nil {
 			return s.found(p)
@@ -213,14 +203,5 @@ func (s *state) exec(operand string) *fail {
 }
 
 func execFailed(e unix.Errno, operand string) *fail {
-	f := &fail{errno: e, operand: operand}
-	switch e {
-	case unix.ENOENT:
-		f.hint = "the file is there, but what it needs to run is not: the interpreter of its first line, or its loader"
-	case unix.ENOEXEC:
-		f.hint = "not a program for this machine: a script without a #! line, or a binary for another architecture"
-	case unix.E2BIG:
-		f.hint = "arguments and environment together are too long"
-	}
-	return f
+	return &fail{errno: e, operand: operand, hint: plan.ExecHint(uint64(e))}
 }

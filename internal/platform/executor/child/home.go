@@ -1,6 +1,10 @@
 package child
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
 
 // setHome finds the user's home directory in the container's /etc/passwd, as the mounts and
 // masks let it be seen. Where it is not to be had, or relative, it is the root directory.
@@ -29,39 +33,5 @@ func (s *state) setHome(uid uint64) {
 		}
 		table = append(table, buf[:n]...)
 	}
-	if home := homeOf(string(table), uid); home != "" && home[0] == '/' {
-		s.home = home
-	}
-}
-
-// homeOf returns the home directory of the first user with that number (passwd(5)), ""
-// where there is none.
-func homeOf(table string, uid uint64) string {
-	want := itoa(int(uid))
-	for len(table) > 0 {
-		var field [7]string // name, password, uid, gid, comment, home, shell
-		n, start, i := 0, 0, 0
-		for ; ; i++ {
-			if i == len(table) || table[i] == '\n' || table[i] == ':' {
-				if n < len(field) {
-					field[n] = table[start:i]
-				}
-				n++
-				start = i + 1
-			}
-			if i == len(table) || table[i] == '\n' {
-				break
-			}
-		}
-		table = table[min(i+1, len(table)):]
-		if n >= 6 && field[2] == want {
-			for j := range len(field[5]) {
-				if field[5][j] == 0 {
-					return ""
-				}
-			}
-			return field[5]
-		}
-	}
-	return ""
+	s.home = plan.HomeOf(string(table), uid)
 }
