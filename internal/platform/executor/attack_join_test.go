@@ -54,6 +54,7 @@ var joinAttacks = []attack{
 		if err != nil {
 			t.Fatal(err)
 		}
+		e.long = shared.long
 		defer e.Close()
 		defer func(old *Executor) { shared = old }(shared)
 		shared = e
@@ -145,7 +146,9 @@ func joiner(args ...string) *specs.Process {
 
 // TestSignalsAtTheGate: a container that kills or stops whoever joins it keeps it out, and
 // nothing more: each try ends in its time, with an error, and leaves nothing.
-func TestSignalsAtTheGate(t *testing.T) {
+func TestSignalsAtTheGate(t *testing.T) { eachWay(t, testSignalsAtTheGate) }
+
+func testSignalsAtTheGate(t *testing.T) {
 	for _, sig := range []string{"SIGKILL", "SIGTERM", "SIGQUIT", "SIGSEGV", "SIGHUP", "SIGURG", "SIGUSR1"} {
 		t.Run(sig, func(t *testing.T) {
 			p := imprison(t, nil, "signal", sig)
@@ -188,6 +191,7 @@ func overwritten(t *testing.T, once bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	e.long = shared.long
 	defer e.Close()
 	defer func(old *Executor) { shared = old }(shared)
 	shared = e

@@ -34,8 +34,16 @@ type attack struct {
 	run func(t *testing.T) (reached string)
 }
 
+// Those on who joins a container are tried on both ways of joining.
 func attacks() []attack {
-	return slices.Concat(pathAttacks, mountAttacks, processAttacks, joinAttacks)
+	all := slices.Concat(pathAttacks, mountAttacks, processAttacks, joinAttacks)
+	for _, a := range joinAttacks {
+		all = append(all, attack{name: a.name + ", of orlop-init", without: a.without, run: func(t *testing.T) string {
+			defer byInit()()
+			return a.run(t)
+		}})
+	}
+	return all
 }
 
 // TestAttacks: none succeeds. With the tag guards, each does once its protection is taken

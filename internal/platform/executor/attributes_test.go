@@ -79,7 +79,9 @@ func TestIOPriorityPersonalityAndMemory(t *testing.T) {
 
 // TestExecAttributes: where a process of a container runs, and what it has of the
 // container's.
-func TestExecAttributes(t *testing.T) {
+func TestExecAttributes(t *testing.T) { eachWay(t, testExecAttributes) }
+
+func testExecAttributes(t *testing.T) {
 	g := group(t)
 	s := spec("sleep", "1000")
 	s.Mounts = append(s.Mounts, specs.Mount{Source: probePath, Destination: "/probe", Type: "bind", Options: []string{"bind", "ro"}})
@@ -131,7 +133,9 @@ func TestExecAttributes(t *testing.T) {
 
 // TestEnvironment: a program's environment is what is given, and HOME. Of a variable that
 // is given twice the later value counts.
-func TestEnvironment(t *testing.T) {
+func TestEnvironment(t *testing.T) { eachWay(t, testEnvironment) }
+
+func testEnvironment(t *testing.T) {
 	passwd := "# a comment\nroot:x:0:0:root:/root:/bin/sh\nbroken:x:5\nuser:x:1000:1000::/home/user:\nuser:x:1000:1000::/second:/bin/sh\nnone:x:7:7::"
 	for _, tt := range []struct {
 		uid  uint32

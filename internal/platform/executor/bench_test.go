@@ -13,6 +13,7 @@ import (
 
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/namespace"
+	"github.com/orlop-io/orlop/internal/platform/seccomp"
 )
 
 func defaultSeccomp(t testing.TB) *specs.LinuxSeccomp {
@@ -133,5 +134,48 @@ func BenchmarkStart(b *testing.B) {
 			b.ReportMetric(end.Seconds()*1e3/n, "ms/end")
 			b.ReportMetric(cpu.Seconds()*1e3/n, "cpu-ms/op")
 		})
+	}
+}
+
+// BenchmarkExec is a process that joins a container, to its end, as it begins by itself and
+// with orlop-init, in turns: the time of each, and the CPU time of what was started.
+func BenchmarkExec(b *testing.B) {
+	s := spec("sleep", "1000")
+	s.Linux.Seccomp = defaultSeccomp(b)
+	g := group(b)
+	p, end := start(b, Config{ID: "target", Spec: s, Rootfs: layers(b, image(b)), Cgroup: g})
+	defer end()
+	filter, err := seccomp.Compile(s.Linux.Seccomp)
+	if err != nil {
+		b.Fatal(err)
+	}
+	process := spec("/bin/true").Process
+	var wall, cpu [2]time.Duration
+	for b.Loop() {
+		for way := range 2 {
+			restore := func() {}
+			if way == 1 {
+				restore = byInit()
+			}
+			var before, after unix.Rusage
+			unix.Getrusage(unix.RUSAGE_CHILDREN, &before)
+			began := time.Now()
+			q, err := shared.Exec(contextT(b), ExecConfig{PID: p.PID(), PIDFD: p.PIDFD(), Cgroup: g, Filter: filter, Process: process})
+			if err == nil {
+				err = q.Start(contextT(b))
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			wait(b, q)
+			wall[way] += time.Since(began)
+			unix.Getrusage(unix.RUSAGE_CHILDREN, &after)
+			cpu[way] += time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+			restore()
+		}
+	}
+	for way, name := range []string{"straight", "init"} {
+		b.ReportMetric(wall[way].Seconds()*1e3/float64(b.N), name+"-ms/op")
+		b.ReportMetric(cpu[way].Seconds()*1e3/float64(b.N), name+"-cpu-ms/op")
 	}
 }

@@ -21,6 +21,18 @@ var capNames = []string{
 
 const capSysAdmin = 1 << unix.CAP_SYS_ADMIN
 
+// bounds are the capabilities that the kernel knows, and this process's bounding set.
+var bounds = sync.OnceValue(func() (b struct{ known, set uint64 }) {
+	for c := range capNames {
+		in, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
+		if err == nil {
+			b.known |= 1 << c
+			b.set |= uint64(in) << c
+		}
+	}
+	return b
+})
+
 // ownCaps are the capabilities that this process may give away: what is in its permitted
 // and its bounding set.
 var ownCaps = sync.OnceValue(func() uint64 {
@@ -29,32 +41,16 @@ var ownCaps = sync.OnceValue(func() uint64 {
 	if unix.Capget(&hdr, &data[0]) != nil {
 		return 0
 	}
-	own := uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
-	for c := range capNames {
-		if in, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err != nil || in == 0 {
-			own &^= 1 << c
-		}
-	}
-	return own
+	return (uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32) & bounds().set
 })
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
-// knownCaps are the capabilities of this kernel: the root of a user namespace has them all
-// in it, whatever its maker has.
-var knownCaps = sync.OnceValue(func() (known uint64) {
-	for c := range capNames {
-		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == nil {
-			known |= 1 << c
-		}
-	}
-	return known
-})
-
-// caps are the capabilities that the container may have.
+// caps are the capabilities that the container may have. The root of a user namespace has all
+// that the kernel knows in it, whatever its maker has.
 func (b *builder) caps() uint64 {
 	if b.user != nil {
-		return knownCaps()
+		return bounds().known
 	}
 	return ownCaps()
 }

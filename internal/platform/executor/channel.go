@@ -15,6 +15,9 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
+// maxMessage is how long a message of the child is at most.
+const maxMessage = 16 << 10
+
 // channel is the parent's end of the socket to the child. Waiting on it takes no thread,
 // and ends with the context that bind was given.
 type channel struct{ file *os.File }
@@ -111,7 +114,7 @@ func (c *channel) recvmsg(space int) (msg, control []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	buf, oob := make([]byte, 16<<10), make([]byte, space)
+	buf, oob := make([]byte, maxMessage), make([]byte, space)
 	var n, oobn int
 	if e := rc.Read(func(s uintptr) bool {
 		for {

@@ -14,7 +14,9 @@ import (
 
 // TestExecStates: a process is not started in a container that has ended, whether or not
 // it has been reaped, nor in one that is paused; one that waits at its gate takes it.
-func TestExecStates(t *testing.T) {
+func TestExecStates(t *testing.T) { eachWay(t, testExecStates) }
+
+func testExecStates(t *testing.T) {
 	process := &specs.Process{Args: []string{"echo", "here"}, Cwd: "/", Env: []string{"PATH=/bin"}}
 	fails := func(when string, kind *errs.Kind, text string, c ExecConfig) {
 		t.Helper()
@@ -75,7 +77,9 @@ func TestExecStates(t *testing.T) {
 
 // TestExecTerminal: a terminal of its own, with its size, as another user, in a container
 // that has none.
-func TestExecTerminal(t *testing.T) {
+func TestExecTerminal(t *testing.T) { eachWay(t, testExecTerminal) }
+
+func testExecTerminal(t *testing.T) {
 	p, end := start(t, Config{ID: "target", Spec: spec("sleep", "1000"), Rootfs: layers(t, image(t))})
 	defer end()
 	out := onTerminal(t, ExecConfig{PID: p.PID(), Process: &specs.Process{

@@ -37,8 +37,9 @@ import (
 type Options struct {
 	// InitPath is the orlop-init binary. It is read once, by New.
 	InitPath string
-	// Once tells that few processes are started, and soon: then the binary is not copied
-	// where it need not be, and must not be written to meanwhile. Replacing it is no harm.
+	// Once tells that few processes are started, and soon: then the binary is not read before
+	// one needs it, is not copied where it need not be, and must not be written to meanwhile.
+	// Replacing it is no harm.
 	Once bool
 	// Log gets warnings about what the kernel refused and the start went on without.
 	Log *slog.Logger
@@ -147,6 +148,7 @@ type ExecConfig struct {
 type Executor struct {
 	log  *slog.Logger
 	init *initFile
+	long bool // by orlop-init always, for tests
 }
 
 // Process is a process that Create or Exec made. The caller is its parent and waits for
@@ -157,7 +159,8 @@ type Process struct {
 	console  *os.File
 	warnings []string
 	id       string
-	gated    bool // waits at a Gate, not for Start
+	gated    bool      // waits at a Gate, not for Start
+	straight *straight // what it begins as, nil if that is orlop-init
 
 	mu   sync.Mutex
 	sync *channel // nil once started
@@ -197,7 +200,7 @@ func (p *Process) Close() error {
 	return p.pidfd.Close()
 }
 
-// New makes sure of orlop-init, as a rule by reading it into a sealed memfd, and returns an
+// New makes sure of orlop-init by reading it into a sealed memfd, but with Once, and returns an
 // Executor.
 func New(o Options) (*Executor, error) {
 	if o.Log == nil {

@@ -359,7 +359,9 @@ func TestCreatorDies(t *testing.T) {
 
 // TestExtraFiles: descriptors of the program's own follow the standard streams, and
 // nothing else does.
-func TestExtraFiles(t *testing.T) {
+func TestExtraFiles(t *testing.T) { eachWay(t, testExtraFiles) }
+
+func testExtraFiles(t *testing.T) {
 	var files []*os.File
 	for i := range 7 {
 		p := filepath.Join(t.TempDir(), "f")

@@ -28,19 +28,17 @@ import (
 // do those that wait at a gate of their own, which others tell from the program by the
 // memfd's name.
 type initFile struct {
-	path    string
-	overlay *os.File // nil: always the memfd
+	path string
+	once bool // for few processes: read when the first needs it, and by the overlay if that can be
 
-	mu   sync.Mutex
-	copy *os.File // the memfd, once it was needed
+	mu      sync.Mutex
+	overlay *os.File // nil: not needed yet, or not to be had
+	copy    *os.File // the memfd, once it was needed
 }
 
 func newInitFile(path string, once bool) (*initFile, error) {
-	x := &initFile{path: path}
-	if once && guards.Sealed.On() {
-		x.overlay = readOnly(path)
-	}
-	if x.overlay == nil {
+	x := &initFile{path: path, once: once && guards.Sealed.On()}
+	if !x.once {
 		if _, err := x.memfd(); err != nil {
 			return nil, err
 		}
@@ -50,14 +48,25 @@ func newInitFile(path string, once bool) (*initFile, error) {
 
 // file is what the process of that plan executes.
 func (x *initFile) file(b *builder) (*os.File, error) {
-	if x.overlay != nil && !b.crosses() && b.gate == nil {
-		return x.overlay, nil
+	if x.once && !b.crosses() && b.gate == nil {
+		if f := x.readOnly(); f != nil {
+			return f, nil
+		}
 	}
 	f, err := x.memfd()
 	if err != nil {
 		return nil, fmt.Errorf("load init: %w", err)
 	}
 	return f, nil
+}
+
+func (x *initFile) readOnly() *os.File {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.overlay == nil {
+		x.overlay = readOnly(x.path)
+	}
+	return x.overlay
 }
 
 func (x *initFile) memfd() (_ *os.File, err error) {

@@ -72,7 +72,9 @@ func namespaces(t testing.TB, pid int) map[string]string {
 	return m
 }
 
-func TestExec(t *testing.T) {
+func TestExec(t *testing.T) { eachWay(t, testExec) }
+
+func testExec(t *testing.T) {
 	g := group(t)
 	s := spec("sleep", "1000")
 	s.Linux.Seccomp = defaultSeccomp(t)
@@ -515,10 +517,11 @@ func TestInitIsSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer once.Close()
-	if once.init.overlay == nil {
+	overlay := once.init.readOnly()
+	if overlay == nil {
 		t.Fatal("there is no overlay of init's directory")
 	}
-	for _, f := range []*os.File{memfdOf(t, shared), once.init.overlay, memfdOf(t, once)} {
+	for _, f := range []*os.File{memfdOf(t, shared), overlay, memfdOf(t, once)} {
 		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err == nil {
 			_, err = unix.Write(fd, []byte("x"))

@@ -31,6 +31,9 @@ var initEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1,co
 
 // launch clones the child, gives it the plan and waits until it is at the gate.
 func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*os.File) (_ *Process, err error) {
+	if p, err := e.launchStraight(ctx, id, b, stdio); p != nil || err != nil {
+		return p, err
+	}
 	ch, theirs, err := newChannel()
 	if err != nil {
 		return nil, err
@@ -58,7 +61,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		}
 	}()
 	_, step := trace.Start(ctx, "executor clone")
-	err = e.clone(p, b, stdio, theirs)
+	err = e.cloneInit(p, b, stdio, theirs)
 	step.End(&err)
 	theirs.Close()
 	if err != nil {
@@ -118,9 +121,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			if err := b.release(ctx, p, ch); err != nil {
 				return nil, err
 			}
-			for _, w := range p.warnings {
-				e.log.WarnContext(ctx, "the container starts without something that it asked for", "container", id, "what", w)
-			}
+			e.warn(ctx, p)
 			return p, nil
 		case plan.MsgClock:
 			at.note(msg)
@@ -170,38 +171,55 @@ func (b *builder) release(ctx context.Context, p *Process, ch *channel) error {
 	return nil
 }
 
+func (e *Executor) warn(ctx context.Context, p *Process) {
+	for _, w := range p.warnings {
+		e.log.WarnContext(ctx, "the container starts without something that it asked for", "container", p.id, "what", w)
+	}
+}
+
+// processImage is what a process begins as.
+type processImage struct {
+	files      []*os.File // its descriptors from 0 on; nil is the null device
+	exec       *os.File
+	env        []string
+	namespaces uintptr // CLONE_NEW* flags
+}
+
+// cloneInit makes the process of orlop-init.
+func (e *Executor) cloneInit(p *Process, b *builder, stdio [3]*os.File, theirs *os.File) error {
+	exec, err := e.init.file(b)
+	if err != nil {
+		return err
+	}
+	flags := b.clone
+	if b.crosses() {
+		flags = b.hostClone
+	}
+	files := append(append(stdio[:], theirs), b.files...)
+	return e.clone(p, b, processImage{files: files, exec: exec, env: append(slices.Clone(initEnv), guard.Environ()...), namespaces: flags})
+}
+
 // clone makes the process, in its namespaces and its cgroup.
-func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.File) error {
+func (e *Executor) clone(p *Process, b *builder, im processImage) error {
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	exec, err := e.init.file(b)
-	if err != nil {
-		return err
-	}
 	var files []uintptr
-	for _, f := range stdio {
+	for _, f := range im.files {
 		if f == nil {
 			f = null
 		}
 		files = append(files, f.Fd())
 	}
-	files = append(files, theirs.Fd())
-	for _, f := range b.files {
-		files = append(files, f.Fd())
-	}
 	// The binary comes last, by the number that it has in the child: what it has here may
 	// be one that ForkExec uses in passing.
 	exe := fmt.Sprintf("/proc/self/fd/%d", len(files))
-	files = append(files, exec.Fd())
-	pidfd, flags := -1, b.clone
-	if b.crosses() {
-		flags = b.hostClone
-	}
+	files = append(files, im.exec.Fd())
+	pidfd := -1
 	fork := func(cgroupFD int) (pid int, err error) {
-		attr := &syscall.ProcAttr{Env: append(slices.Clone(initEnv), guard.Environ()...), Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd}}
+		attr := &syscall.ProcAttr{Env: im.env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: im.namespaces, PidFD: &pidfd}}
 		if cgroupFD >= 0 {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
 		}
@@ -236,7 +254,7 @@ func (e *Executor) clone(p *Process, b *builder, stdio [3]*os.File, theirs *os.F
 	default:
 		err = spawn()
 	}
-	runtime.KeepAlive(stdio)
+	runtime.KeepAlive(im)
 	if pidfd >= 0 {
 		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}
@@ -304,8 +322,8 @@ func (p *Process) Start(ctx context.Context) (err error) {
 	ctx, span := trace.Start(ctx, "executor execve")
 	defer span.End(&err)
 	p.mu.Lock()
-	ch := p.sync
-	p.sync = nil
+	ch, straight := p.sync, p.straight
+	p.sync, p.straight = nil, nil
 	p.mu.Unlock()
 	if p.gated {
 		return errs.New(errs.FailedPrecondition, "start %s: it waits at a gate of its own, which OpenGate opens", p.id)
@@ -316,7 +334,11 @@ func (p *Process) Start(ctx context.Context) (err error) {
 	defer ch.close()
 	stop := ch.bind(ctx)
 	defer stop()
-	if _, err := ch.file.Write([]byte{plan.MsgGo}); err != nil {
+	word := []byte{plan.MsgGo}
+	if straight != nil {
+		word = straight.word()
+	}
+	if _, err := ch.file.Write(word); err != nil {
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return errs.New(errs.FailedPrecondition, "start %s: the process ended before it was started", p.id)
 		}
@@ -335,7 +357,12 @@ func (p *Process) Start(ctx context.Context) (err error) {
 		}
 		said = append(said, msg...)
 	}
-	if err := passed(said); err != nil {
+	if straight != nil {
+		err = straight.passed(said)
+	} else {
+		err = passed(said)
+	}
+	if err != nil {
 		p.kill()
 		return fmt.Errorf("start %s: %w", p.id, err)
 	}
@@ -362,6 +389,10 @@ func failure(msg []byte) error {
 	if !ok {
 		return errs.New(errs.Internal, "init sent a message that is not known: %q", msg)
 	}
+	return failed(f)
+}
+
+func failed(f plan.Failure) error {
 	errno := unix.Errno(f.Errno)
 	text := plan.Names[f.Code]
 	if f.Operand != "" {

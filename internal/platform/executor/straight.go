@@ -1,0 +1,207 @@
+package executor
+
+import (
+	"os"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
+)
+
+// A process that joins a container needs little of what orlop-init can do: what its plan
+// has is, as a rule, a list of system calls without a question in between. Such a plan is
+// written down as a program of package tiny, which has neither a runtime to start nor a
+// plan to read, and takes the place of orlop-init (straight_start.go).
+//
+// The questions are left to the parent. The program tells with its word that it is ready
+// what the calls have found, like the type of a file and the first lines of /etc/passwd;
+// the parent looks at it before it opens the gate, and sends with its own word what
+// follows from it. Where a call fails or an answer is not the usual one, the process is
+// thrown away, has done nothing that remains, and orlop-init takes its turn: it does what
+// there is to do then, or says what is wrong. So no error of the set-up has two texts.
+
+// straight is a plan as a program.
+type straight struct {
+	program tiny.Program
+	files   []*os.File        // the process's descriptors, from 0 on; nil is the null device
+	fds     map[uint64]uint64 // of the plan's descriptors, those of the process
+	channel uint64            // the socket's
+	proc    uint64            // the host's /proc
+	next    uint64            // the number that the next descriptor gets
+	root    uint64
+	inside  bool // the working directory has been entered
+	waits   bool // the gate has been added
+	users   bool // HOME is asked for
+
+	told   []uint64 // what is told when all is ready, as struct iovec
+	size   int      // of it
+	checks []func(said []byte) bool
+
+	gate  uint64 // where the parent's word goes
+	exe   string // what that says: the program, and
+	home  string // the variable HOME
+	after map[int]plan.Failure
+}
+
+const (
+	maxStrings    = 128 << 10 // of arguments and environment
+	maxCandidates = 16
+	maxUsers      = 8 << 10 // of /etc/passwd
+	exeAt         = 1       // in the parent's word
+	homeAt        = exeAt + unix.PathMax
+	maxWord       = homeAt + maxUsers // a home directory is shorter than the table that has it
+
+	here  = uint64(1<<64 - 100) // AT_FDCWD
+	all32 = uint64(1<<32 - 1)   // the highest descriptor, and the user or group that stays what it is
+)
+
+// straight returns the plan as a program, nil where it is not one: then it is orlop-init's.
+// That is so for every start that is not an exec or enters a user or time namespace, and
+// for what add does not know: listeners of seccomp profiles, and hooks.
+func (b *builder) straight(stdio [3]*os.File) *straight {
+	if b.pidfd == nil || b.rdt != nil || !guards.Sealed.On() {
+		return nil
+	}
+	has := func(codes ...plan.Code) bool {
+		return slices.ContainsFunc(b.plan.Ops, func(o plan.Op) bool { return slices.Contains(codes, o.Code) })
+	}
+	// What the kernel takes from a CPU set has to come after the group.
+	if b.cgroup != nil && has(plan.Affinity, plan.Scheduler, plan.MemoryPolicy) && !b.cgroup.Clones() {
+		return nil
+	}
+	s := &straight{fds: map[uint64]uint64{}, after: map[int]plan.Failure{}}
+	s.files = append(append(s.files, stdio[:]...), b.extra...)
+	s.channel = s.give(nil)
+	s.program.Channel(s.channel)
+	for i, f := range b.files {
+		if !slices.Contains(b.extra, f) {
+			s.fds[uint64(plan.FirstFD+i)] = s.give(f)
+		}
+	}
+	if has(plan.OOMScore, plan.Attribute) {
+		proc := hostProc()
+		if proc == nil {
+			return nil
+		}
+		b.opened = append(b.opened, proc)
+		s.proc = s.give(proc)
+	}
+	s.next = uint64(len(s.files))
+	if guards.Undumpable.On() {
+		s.program.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	}
+	// The program itself, and what the caller forgot to close.
+	s.program.Call(unix.SYS_CLOSE_RANGE, s.next, all32, 0)
+	s.gate = s.program.Room(maxWord)
+	for i := range b.plan.Ops {
+		if !s.add(&b.plan.Ops[i]) {
+			return nil
+		}
+	}
+	if 1+s.size > maxMessage {
+		return nil
+	}
+	return s
+}
+
+func (s *straight) give(f *os.File) uint64 {
+	s.files = append(s.files, f)
+	return uint64(len(s.files) - 1)
+}
+
+// hostProc opens the host's /proc, nil if that is none.
+func hostProc() *os.File {
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil || st.Type != unix.PROC_SUPER_MAGIC {
+		unix.Close(fd)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "/proc")
+}
+
+// add adds the calls of an operation, and tells whether it has a straight form. They are
+// those of package child.
+func (s *straight) add(o *plan.Op) bool {
+	p := &s.program
+	n := func(i int) uint64 { return o.N[i] }
+	switch o.Code {
+	case plan.Setns:
+		p.Call(unix.SYS_SETNS, s.fds[n(0)], n(1))
+	case plan.EnterRoot:
+		p.Call(unix.SYS_CHDIR, p.String("/"))
+		s.root = s.opens(unix.SYS_OPENAT, here, p.String("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	case plan.Session:
+		if guards.Session.On() {
+			p.Call(unix.SYS_SETSID)
+		}
+	case plan.Console:
+		return s.console(n(0), n(1), n(2), n(3) != 0)
+	case plan.NullStreams:
+		return s.nullStreams(n(0))
+	case plan.OwnStreams:
+		s.ownStreams(n(0))
+	case plan.OOMScore:
+		s.writeProc("self/oom_score_adj", strconv.Itoa(int(int32(n(0)))))
+	case plan.Attribute:
+		return s.attribute(o.S[0], o.S[2:])
+	case plan.Keyring:
+		if guards.Keyring.On() {
+			p.Call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, p.String(o.S[0]))
+		}
+	case plan.Personality:
+		p.Call(unix.SYS_PERSONALITY, n(0))
+	case plan.Scheduler: // struct sched_attr of sched_setattr(2)
+		at := p.Words(unix.SizeofSchedAttr|n(0)<<32, n(1), n(2)&all32|n(3)<<32, n(4), n(5), n(6), 0)
+		p.Call(unix.SYS_SCHED_SETATTR, 0, at, 0)
+	case plan.IOPriority:
+		p.Call(unix.SYS_IOPRIO_SET, 1, 0, n(0))
+	case plan.Affinity:
+		p.Call(unix.SYS_SCHED_SETAFFINITY, 0, uint64(8*len(o.N)), p.Words(o.N...))
+	case plan.MemoryPolicy:
+		var mask uint64
+		if len(o.N) > 1 {
+			mask = p.Words(o.N[1:]...)
+		}
+		p.Call(unix.SYS_SET_MEMPOLICY, n(0), mask, uint64(64*len(o.N[1:])+1))
+	case plan.Umask:
+		p.Call(unix.SYS_UMASK, n(0))
+	case plan.Chdir:
+		s.chdir(o.S[0])
+	case plan.Bounding:
+		s.bounding(n(0))
+	case plan.Rlimit:
+		p.Call(unix.SYS_PRLIMIT64, 0, n(0), p.Words(n(1), n(2)), 0)
+	case plan.User:
+		s.user(o.N)
+	case plan.Caps:
+		return s.caps(o.N)
+	case plan.NoNewPrivs:
+		if guards.NoNewPrivs.On() {
+			p.Call(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		}
+	case plan.Files: // they are where they belong from the beginning
+	case plan.Home:
+		s.lookupHome(n(0))
+	case plan.Lookup:
+		return s.lookup(o.S[0], o.S[1])
+	case plan.Gate:
+		s.wait()
+	case plan.Seccomp:
+		filter := p.Data([]byte(o.S[0]))
+		s.note(plan.Failure{Code: o.Code})
+		p.Call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, n(0), p.Words(uint64(len(o.S[0])/8), filter))
+	case plan.Exec:
+		return s.exec(o.S[:n(0)], o.S[n(0):])
+	default:
+		return false
+	}
+	return true
+}

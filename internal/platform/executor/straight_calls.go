@@ -1,0 +1,341 @@
+package executor
+
+import (
+	"math/bits"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
+)
+
+// The calls of the operations, and what the parent makes of the answers. What each is for is
+// said in package child.
+
+// opens adds a call that opens a descriptor, and returns its number. The kernel takes the
+// lowest that is free; all below are in use, and closes gives back the last.
+func (s *straight) opens(nr uintptr, args ...uint64) uint64 {
+	s.program.Call(nr, args...)
+	s.next++
+	return s.next - 1
+}
+
+func (s *straight) closes() {
+	s.next--
+	s.program.Try(unix.SYS_CLOSE, s.next)
+}
+
+// how are the arguments of openat2(2) after the directory.
+func (s *straight) how(path string, flags, resolve uint64) []uint64 {
+	how := s.program.Words(flags|unix.O_CLOEXEC, 0, resolve) // struct open_how
+	return []uint64{s.program.String(path), how, unix.SizeofOpenHow}
+}
+
+// open opens a path in the container: see child/path.go.
+func (s *straight) open(path string, flags uint64) uint64 {
+	if !guards.InRoot.On() {
+		return s.opens(unix.SYS_OPENAT2, append([]uint64{here}, s.how(path, flags, 0)...)...)
+	}
+	return s.opens(unix.SYS_OPENAT2, append([]uint64{s.root}, s.how(path, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)...)...)
+}
+
+// tell makes n bytes at an address part of what the parent is told, and returns where it
+// finds them.
+func (s *straight) tell(address uint64, n int) int {
+	s.told = append(s.told, address, uint64(n))
+	s.size += n
+	return s.size - n
+}
+
+// check has the parent look at what it is told before it opens the gate.
+func (s *straight) check(fn func(said []byte) bool) { s.checks = append(s.checks, fn) }
+
+const sizeofStatx = int(unsafe.Sizeof(unix.Statx_t{}))
+
+// stat looks at an open file, and returns where the parent finds what statx(2) says of it.
+func (s *straight) stat(fd uint64) int {
+	room := s.program.Room(sizeofStatx)
+	s.program.Try(unix.SYS_STATX, fd, s.program.String(""), unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, room)
+	return s.tell(room, sizeofStatx)
+}
+
+// statAt returns what stat has found, zero where there was nothing.
+func statAt(said []byte, at int) (st unix.Statx_t) {
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&st)), sizeofStatx), said[at:])
+	return st
+}
+
+// isDevice tells whether it is that character device.
+func isDevice(st unix.Statx_t, major, minor uint32) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev_major == major && st.Rdev_minor == minor
+}
+
+// console opens a terminal of the container's devpts and sends its master.
+func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
+	if bind {
+		return false
+	}
+	p := &s.program
+	master := s.open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_NOFOLLOW)
+	file := s.stat(master)
+	fs := p.Room(int(unsafe.Sizeof(unix.Statfs_t{})))
+	p.Call(unix.SYS_FSTATFS, master, fs)
+	kind := s.tell(fs, 8)
+	s.check(func(said []byte) bool {
+		return isDevice(statAt(said, file), 5, 2) && *(*int64)(unsafe.Pointer(&said[kind])) == unix.DEVPTS_SUPER_MAGIC
+	})
+	p.Call(unix.SYS_IOCTL, master, unix.TIOCSPTLCK, p.Words(0))
+	// Whatever else could claim to have opened a descriptor has not: the number is not in use
+	// then, and nothing is sent.
+	slave := s.opens(unix.SYS_IOCTL, master, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if rows != 0 || cols != 0 {
+		p.Call(unix.SYS_IOCTL, master, unix.TIOCSWINSZ, p.Words(rows|cols<<16))
+	}
+	if uid != 0 {
+		p.Call(unix.SYS_FCHOWN, slave, uid, all32)
+	}
+	p.Call(unix.SYS_IOCTL, slave, unix.TIOCSCTTY, 0)
+	for i := range uint64(3) {
+		p.Call(unix.SYS_DUP3, slave, i, 0)
+	}
+	s.closes()
+	// struct msghdr of sendmsg(2), with one message, and one struct cmsghdr with the master.
+	message := p.Words(p.Data([]byte{plan.MsgConsole}), 1)
+	rights := p.Words(uint64(unix.CmsgLen(4)), unix.SOL_SOCKET|unix.SCM_RIGHTS<<32, master)
+	p.Call(unix.SYS_SENDMSG, s.channel, p.Words(0, 0, message, 1, rights, uint64(unix.CmsgSpace(4)), 0), 0)
+	s.closes()
+	return true
+}
+
+// nullStreams connects streams that lead nowhere to the container's null device.
+func (s *straight) nullStreams(mask uint64) bool {
+	if !guards.NullChecked.On() || !guards.OwnNull.On() {
+		return false
+	}
+	null := s.open("/dev/null", unix.O_RDWR|unix.O_NOFOLLOW)
+	file := s.stat(null)
+	s.check(func(said []byte) bool { return isDevice(statAt(said, file), 1, 3) })
+	for i := range uint64(3) {
+		if mask&(1<<i) != 0 {
+			s.program.Call(unix.SYS_DUP3, null, i, 0)
+		}
+	}
+	s.closes()
+	return true
+}
+
+// ownStreams gives FIFOs to the user.
+func (s *straight) ownStreams(uid uint64) {
+	for i, f := range s.files[:3] {
+		var st unix.Stat_t
+		if f != nil && unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && uint64(st.Uid) != uid {
+			s.program.Try(unix.SYS_FCHOWN, uint64(i), uid, all32)
+		}
+	}
+}
+
+// writeProc writes to a file below the host's /proc.
+func (s *straight) writeProc(name, value string) {
+	p := &s.program
+	var fd uint64
+	if guards.HostProc.On() {
+		fd = s.opens(unix.SYS_OPENAT2, append([]uint64{s.proc}, s.how(name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)...)...)
+	} else {
+		fd = s.opens(unix.SYS_OPENAT, here, p.String("/proc/"+name), unix.O_WRONLY, 0)
+	}
+	p.Call(unix.SYS_WRITE, fd, p.Data([]byte(value)), uint64(len(value)))
+	s.closes()
+}
+
+// attribute writes to the first of the files that exists.
+func (s *straight) attribute(value string, paths []string) bool {
+	i := slices.IndexFunc(paths, func(path string) bool {
+		return unix.Faccessat(int(s.files[s.proc].Fd()), path, unix.F_OK, 0) == nil
+	})
+	if i < 0 {
+		return false
+	}
+	s.writeProc(paths[i], value)
+	return true
+}
+
+// chdir changes to the working directory as root. What root may not enter is not straight.
+func (s *straight) chdir(path string) {
+	if s.inside {
+		return
+	}
+	s.inside = true
+	p := &s.program
+	dir := s.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	p.Call(unix.SYS_FCHDIR, dir)
+	s.closes()
+	if !guards.CwdChecked.On() {
+		return
+	}
+	p.Call(unix.SYS_GETCWD, s.gate, unix.PathMax)
+	at := s.tell(s.gate, 1)
+	s.check(func(said []byte) bool { return said[at] == '/' }) // "(unreachable)…": CVE-2024-21626
+}
+
+func (s *straight) bounding(keep uint64) {
+	if !guards.Bounding.On() {
+		return
+	}
+	for drop := bounds().set &^ keep; drop != 0; drop &= drop - 1 {
+		s.program.Call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, lowest(drop), 0, 0, 0)
+	}
+}
+
+func (s *straight) user(n []uint64) {
+	p := &s.program
+	p.Call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	var groups []byte
+	for _, g := range n[2:] {
+		groups = append(groups, byte(g), byte(g>>8), byte(g>>16), byte(g>>24))
+	}
+	if guards.Supplemental.On() {
+		p.Call(unix.SYS_SETGROUPS, uint64(len(n)-2), p.Data(groups))
+	}
+	p.Call(unix.SYS_SETRESGID, n[1], n[1], n[1])
+	p.Call(unix.SYS_SETRESUID, n[0], n[0], n[0])
+	if guards.Undumpable.On() {
+		p.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) // a change of user sets it to what the sysctl fs.suid_dumpable says
+	}
+}
+
+// caps sets the four sets (capset(2)).
+func (s *straight) caps(n []uint64) bool {
+	p := &s.program
+	if !guards.Inheritable.On() {
+		return false
+	}
+	effective, permitted, inheritable := n[0], n[1], n[2]
+	set := p.Words(effective&all32|permitted<<32, inheritable&all32|effective>>32<<32, permitted>>32|inheritable>>32<<32)
+	s.note(plan.Failure{Code: plan.Caps})
+	p.Call(unix.SYS_CAPSET, p.Words(unix.LINUX_CAPABILITY_VERSION_3), set)
+	for raise := n[3]; raise != 0; raise &= raise - 1 {
+		s.note(plan.Failure{Code: plan.Caps})
+		p.Call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, lowest(raise), 0, 0)
+	}
+	return true
+}
+
+// lowest is the number of the lowest bit that is set.
+func lowest(set uint64) uint64 { return uint64(bits.TrailingZeros64(set)) }
+
+// lookupHome asks for the user's home directory: see child/home.go.
+func (s *straight) lookupHome(uid uint64) {
+	s.users = true
+	p := &s.program
+	fd := s.next
+	p.On(tiny.Results{Error: tiny.Skip(3)}, unix.SYS_OPENAT2,
+		append([]uint64{s.root}, s.how("/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)...)...)
+	file := s.stat(fd)
+	room := p.Room(maxUsers)
+	p.Try(unix.SYS_READ, fd, room, maxUsers)
+	p.Try(unix.SYS_CLOSE, fd)
+	table := s.tell(room, maxUsers)
+	s.check(func(said []byte) bool {
+		st := statAt(said, file)
+		size := st.Size
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			size = 0
+		} else if size > maxUsers || size == 0 && said[table] != 0 {
+			return false
+		}
+		s.home = plan.HomeOf(string(said[table:table+int(size)]), uid)
+		return true
+	})
+}
+
+// lookup lets go of everything that is the host's and looks for the program, as the user
+// that will run it: see child/exec.go.
+func (s *straight) lookup(file, path string) bool {
+	candidates := plan.Candidates(file, path)
+	if file == "" || len(candidates) > maxCandidates {
+		return false
+	}
+	p := &s.program
+	if guards.LetGo.On() {
+		p.Call(unix.SYS_CLOSE_RANGE, s.channel+1, all32, 0)
+	}
+	found := make([]int, len(candidates))
+	for i, c := range candidates {
+		p.On(tiny.Results{Error: tiny.Skip(1)}, unix.SYS_FACCESSAT2, here, p.String(c), unix.X_OK, unix.AT_EACCESS)
+		room := p.Room(sizeofStatx)
+		found[i] = s.tell(room, sizeofStatx)
+		p.On(tiny.Results{Zero: tiny.Skip(2 * (len(candidates) - 1 - i))}, unix.SYS_STATX, here, p.String(c), 0, unix.STATX_BASIC_STATS, room)
+	}
+	s.check(func(said []byte) bool {
+		i := slices.IndexFunc(found, func(at int) bool { return statAt(said, at).Mode != 0 })
+		if i < 0 || statAt(said, found[i]).Mode&unix.S_IFMT != unix.S_IFREG || len(candidates[i]) >= unix.PathMax {
+			return false
+		}
+		s.exe = candidates[i]
+		return true
+	})
+	return true
+}
+
+// wait adds the gate: see child/gate.go.
+func (s *straight) wait() {
+	p := &s.program
+	// What the caller blocks or ignores is nothing to the program.
+	p.Call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(0), 0, 8)
+	var dfl uint64
+	for _, sig := range ignoredSignals() {
+		if dfl == 0 {
+			dfl = p.Words(0, 0, 0, 0) // struct sigaction of the kernel, SIG_DFL
+		}
+		p.Call(unix.SYS_RT_SIGACTION, sig, dfl, 0, 8)
+	}
+	if guards.CloseOnExec.On() {
+		p.Call(unix.SYS_CLOSE_RANGE, s.channel, all32, unix.CLOSE_RANGE_CLOEXEC)
+	}
+	ready := []uint64{p.Data([]byte{plan.MsgReady}), 1}
+	p.Call(unix.SYS_WRITEV, s.channel, p.Words(append(ready, s.told...)...), uint64(1+len(s.told)/2))
+	lost := tiny.End(plan.NotExecuted)
+	p.On(tiny.Results{Error: lost, Zero: lost}, unix.SYS_READ, s.channel, s.gate, maxWord)
+	s.waits = true
+}
+
+// ignoredSignals are the signals that this process ignores, and so what it executes.
+func ignoredSignals() (list []uint64) {
+	for sig := uint64(1); sig <= 64; sig++ {
+		var old [4]uintptr // the handler is first
+		const ignore = 1
+		if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0); e == 0 && old[0] == ignore {
+			list = append(list, sig)
+		}
+	}
+	return list
+}
+
+// note says what the next call is, if it comes after the gate: then it is the program that
+// has to tell of it.
+func (s *straight) note(f plan.Failure) {
+	if s.waits {
+		s.after[s.program.Len()] = f
+	}
+}
+
+func (s *straight) exec(argv, envv []string) bool {
+	size := 0
+	for _, str := range slices.Concat(argv, envv) {
+		size += len(str)
+	}
+	if size > maxStrings {
+		return false
+	}
+	p := &s.program
+	var home []uint64
+	if s.users {
+		home = append(home, s.gate+homeAt)
+	}
+	s.note(plan.Failure{Code: plan.Exec, Operand: argv[0]})
+	p.Call(unix.SYS_EXECVE, s.gate+exeAt, p.Strings(argv), p.Strings(envv, home...))
+	return true
+}
