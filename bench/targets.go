@@ -105,7 +105,7 @@ func (r *results) targets() (list []target) {
 var causes = map[string]string{
 	"container": "after a pause all is cold, init starts a Go runtime (1 ms), and leaving the host's mounts waits for RCU; starts in a row, below, take less.",
 	"oci":       "a command line is a process of its own, which ends only when the container's mounts, groups and namespaces are gone: half of its time the kernel lets it wait for these, and two programs in Go begin in it.",
-	"emulated":  "the machine is emulated: the starts of programs in Go (orlop-oci and its init), with their runtime and page faults, weigh far more there than a program in C; beside crun without this host's groups, natively, run is 0.3 and exec 0.9 of crun's CPU time.",
+	"emulated":  "the machine is emulated: the starts of programs in Go (orlop-oci and its init), with their runtime and page faults, weigh far more there than a program in C; beside crun without this host's groups, natively, run is 0.3 and exec 0.7 of crun's CPU time.",
 	"pod":       "network namespace and veth pair take the kernel most of it.",
 	"pod cpu":   "network namespace, veth pair and its addresses take the kernel most of it, and it is the same work for both.",
 	"idle":      "the first pods bring what all share, some 5 MiB; and what a burst of starts took is given back after a few seconds only.",
