@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
 // fifo makes a FIFO and returns its path and a descriptor that can only name it.
@@ -187,7 +188,7 @@ func TestFIFOGateFailures(t *testing.T) {
 			if err := OpenGate(contextT(t), path); !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v (kind %v), want kind %v and %q", err, errs.KindOf(err), tt.kind, tt.text)
 			}
-			if code, _ := wait(t, p); code != 1 {
+			if code, _ := wait(t, p); code != plan.NotExecuted {
 				t.Errorf("init ended with %d", code)
 			}
 		})

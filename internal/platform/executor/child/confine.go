@@ -92,6 +92,6 @@ func die(message []byte, e unix.Errno) {
 	plan.SetErrno(message, uint64(e))
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(channel), uintptr(unsafe.Pointer(&message[0])), uintptr(len(message)))
 	for {
-		unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, plan.NotExecuted, 0, 0)
 	}
 }
