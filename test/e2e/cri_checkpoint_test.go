@@ -316,7 +316,6 @@ func (k *counting) recreated(location string) {
 	t, c, n := k.t, k.c, k.c.n
 	n.kill()
 	n.start("ORLOP_FAULT=pod.restore.files-made", "ORLOP_FAULT_ONCE="+t.TempDir()+"/once")
-	image := k.conf.Image.Image
 	k.conf.Image, k.conf.Metadata.Attempt = &v1.ImageSpec{Image: location}, 1
 	mounts := k.conf.Mounts
 	k.conf.Mounts = nil
@@ -328,7 +327,7 @@ func (k *counting) recreated(location string) {
 		_, err := c.StartContainer(ctx, &v1.StartContainerRequest{ContainerId: k.id})
 		return err
 	})
-	if image = c.status(t, k.id).Image.Image; !strings.Contains(image, "counter") && !strings.HasPrefix(image, "sha256:") {
+	if image := c.status(t, k.id).Image.Image; !strings.Contains(image, "counter") && !strings.HasPrefix(image, "sha256:") {
 		t.Errorf("its image is %s", image)
 	}
 	k.log = n.root + "/containers/" + k.id + "/upper/log"
