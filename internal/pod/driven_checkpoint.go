@@ -249,7 +249,7 @@ func (s *saving) byRuntime(ctx context.Context) (err error) {
 	r.Systemd = s.d.p.cgroups.Layout().Driver == cgroup.Systemd
 	c := ociruntime.Container{Runtime: &r, ID: id, Dir: s.dir}
 	if err := c.Checkpoint(ctx, s.content(archive.ImagesDir), s.work()); err != nil {
-		return err
+		return criu.Explain(err, filepath.Join(s.work(), "dump.log"))
 	}
 	faultCheckpointStill.Hit()
 	return s.layer()
