@@ -93,7 +93,7 @@ func (k *counting) counts() (n int) {
 	return n
 }
 
-// goesOn tells that the container is the same, runs, and counts.
+// goesOn tells that the container is the same, runs, and counts, and that packets reach its pod.
 func (k *counting) goesOn() {
 	k.t.Helper()
 	k.counts()
@@ -102,6 +102,9 @@ func (k *counting) goesOn() {
 	}
 	if pid := k.c.pid(k.t, k.id); pid != k.pid {
 		k.t.Errorf("its process is %d, and was %d", pid, k.pid)
+	}
+	if out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", k.pid), "iptables", "-S").CombinedOutput(); err == nil && strings.Contains(string(out), "CRIU") {
+		k.t.Errorf("the pod's network is locked:\n%s", out)
 	}
 }
 
@@ -270,9 +273,6 @@ func TestCRICheckpoint(t *testing.T) {
 	}
 	k.nothing(dir, "c.tar")
 	k.goesOn()
-	if out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", k.pid), "iptables", "-S").CombinedOutput(); err == nil && strings.Contains(string(out), "CRIU") {
-		t.Errorf("the pod's network is locked:\n%s", out)
-	}
 	wantCode(t, k.save(location), codes.AlreadyExists, "something already")
 	if st, err := os.Stat(location); err != nil || st.Mode() != 0o600 {
 		t.Errorf("%v %v", st, err)
