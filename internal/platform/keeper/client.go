@@ -139,6 +139,9 @@ func Dial(ctx context.Context, socket string, held *Holdings) (*Client, error) {
 func (c *Client) Close() error {
 	err := c.conn.Close()
 	<-c.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil // it was lost
+	}
 	return err
 }
 

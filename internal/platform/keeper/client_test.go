@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
@@ -71,6 +72,32 @@ func TestHungClient(t *testing.T) {
 	r.wait("last")
 	if d := time.Since(start); d > 15*time.Second {
 		t.Errorf("it took %v", d)
+	}
+}
+
+// A file that is of no use fails its request and no other; to close what is lost is no error.
+func TestClientErrors(t *testing.T) {
+	r := newRig(t)
+	r.run(r.sh("a", "sleep 1000"))
+	f, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	waits := make(chan error, 1)
+	go func() { _, err := r.c.Wait(r.ctx, "a"); waits <- err }()
+	if _, err := r.c.Exec(r.ctx, "a", keeper.ExecSpec{Process: &specs.Process{Args: []string{"/bin/true"}}, Stdin: f}); !errors.Is(err, errs.Invalid) {
+		t.Errorf("a closed file: %v", err)
+	}
+	if _, err := r.c.Status(r.ctx, "a"); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+	r.kill()
+	if err := <-waits; !errors.Is(err, errs.Unavailable) {
+		t.Errorf("a wait of a lost keeper: %v", err)
+	}
+	if err := r.c.Close(); err != nil {
+		t.Errorf("close: %v", err)
 	}
 }
 

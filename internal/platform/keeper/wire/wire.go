@@ -150,7 +150,8 @@ func (c *Conn) PeerUID() (uid uint32, err error) {
 // connection is of no use any more.
 func (c *Conn) SetSendTimeout(d time.Duration) { c.timeout = d }
 
-// Send sends the frame. Its files stay the caller's.
+// Send sends the frame. Its files stay the caller's. errs.Invalid is of the frame, of which
+// nothing was sent; after another error the connection is of no use any more.
 func (c *Conn) Send(f *Frame) error {
 	head, err := json.Marshal(f)
 	if err == nil && len(head) > MaxHead && len(f.Spans) > 0 { // what matters comes first
@@ -159,7 +160,7 @@ func (c *Conn) Send(f *Frame) error {
 		head, err = json.Marshal(&short)
 	}
 	if err != nil {
-		return err
+		return errs.New(errs.Invalid, "%s: %w", f.Op, err)
 	}
 	if len(head) > MaxHead || len(f.Body) > MaxBody || len(f.Files) > MaxFiles {
 		return errs.New(errs.Invalid, "%s: a frame of %d bytes and %d descriptors is above the limit of %d and %d", f.Op, len(head)+len(f.Body), len(f.Files), MaxBody, MaxFiles)
@@ -175,11 +176,11 @@ func (c *Conn) Send(f *Frame) error {
 		for i, file := range f.Files {
 			// Not Fd: that makes a pipe of the Go caller's blocking.
 			raw, err := file.SyscallConn()
-			if err != nil {
-				return err
+			if err == nil {
+				err = raw.Control(func(fd uintptr) { fds[i] = int(fd) })
 			}
-			if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
-				return err
+			if err != nil {
+				return errs.New(errs.Invalid, "%s: a descriptor that is to be sent: %w", f.Op, err)
 			}
 		}
 		oob = unix.UnixRights(fds...)
