@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -86,6 +87,24 @@ func TestWithoutNoNewPrivileges(t *testing.T) {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)
 		}
+	}
+}
+
+// The soft limit of open files is the caller's where the specification has none: Go's
+// runtime raises its own.
+func TestFileLimit(t *testing.T) {
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+		t.Fatal(err)
+	}
+	lower := syscall.Rlimit{Cur: now.Max - 7, Max: now.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lower); err != nil { // for all that this process starts
+		t.Fatal(err)
+	}
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &now)
+	r := run(t, Config{Spec: spec("sh", "-c", "ulimit -Sn; ulimit -Hn"), Rootfs: layers(t, image(t))})
+	if want := fmt.Sprintf("%d\n%d\n", lower.Cur, lower.Max); r.out != want {
+		t.Errorf("the limits are %q, want %q", r.out, want)
 	}
 }
 

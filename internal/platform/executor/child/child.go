@@ -13,6 +13,7 @@ package child
 
 import (
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ func Main() {
 	if !ok {
 		exit(plan.NotExecuted) // nobody to tell: not started by an executor, or it died
 	}
+	fileLimit()
 	s := &state{proc: -1, root: -1}
 	for i := range ops {
 		s.rest = ops[i+1:]
@@ -98,6 +100,11 @@ func undumpable() {
 		unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
 	}
 }
+
+// fileLimit gives the process the soft limit of open files again that it began with, and with it
+// the program. Package syscall raises it to the hard one before main, and remembers it for
+// its Exec, which puts it back even if, as here, there is nothing to execute.
+func fileLimit() { syscall.Exec("", nil, nil) }
 
 func (s *state) run(o *plan.Op) *fail {
 	n := func(i int) uint64 {
