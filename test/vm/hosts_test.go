@@ -28,6 +28,7 @@ type suite struct {
 	skip string   // -test.skip
 	tags string   // build tags
 	env  []string // added to the environment
+	runc bool     // it takes programs.Runc, which is built out here: there is no network inside
 }
 
 // hosts are the machines, booted once each, with what runs in them one after another. A
@@ -61,7 +62,7 @@ var hosts = []struct {
 		{pkg: "internal/network", run: "^(TestReach|TestHostPorts|TestSpoofing|TestGuardedForwarding)$"},
 		{pkg: "internal/platform/loop"},
 		{pkg: "internal/volume", run: "^(TestLife|TestExpand|TestBlock|TestReadOnlyAndShared|TestTeardownAlone|TestTrimAndPurge|TestRepaired)$"},
-		{name: "cri-criu", pkg: "test/e2e", run: "^TestCRICheckpoint(Killed|ByRuntime)?$", env: []string{"ORLOP_TEST_CRIU=1"}},
+		{name: "cri-criu", pkg: "test/e2e", run: "^TestCRICheckpoint(Killed|ByRuntime)?$", env: []string{"ORLOP_TEST_CRIU=1"}, runc: true},
 		{pkg: "test/e2e", run: "^TestNotes$/^(daemon|keeper|both|pod)_"}, // the loss of power is TestNode's
 		{pkg: "test/differential", run: "^TestDifferential$", env: []string{"ORLOP_DIFFERENTIAL_SAMPLE=97"}},
 	}},
@@ -187,6 +188,11 @@ func (s suite) build(t *testing.T) (bin, built string) {
 	cmd.Dir, cmd.Env = filepath.Join(root, s.pkg), append(os.Environ(), programs.Env+"="+built)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the programs of %s: %v\n%s", s.pkg, err, out)
+	}
+	if s.runc {
+		if _, err := programs.BuildRunc(built); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return bin, built
 }
