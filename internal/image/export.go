@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -51,7 +53,7 @@ func (s *Store) Export(ctx context.Context, namesOrIDs []string, w io.Writer, f 
 		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: epoch}); err != nil {
 			return err
 		}
-		_, err := io.CopyBuffer(struct{ io.Writer }{tw}, ctxReader{ctx, r}, make([]byte, chunkSize))
+		_, err := io.CopyBuffer(struct{ io.Writer }{tw}, ctxreader.New(ctx, r), make([]byte, chunkSize))
 		return err
 	})
 	if err == nil {
@@ -88,7 +90,7 @@ func (s *Store) ExportDir(ctx context.Context, namesOrIDs []string, dir string) 
 		if err != nil {
 			return err
 		}
-		_, err = io.CopyBuffer(struct{ io.Writer }{f}, ctxReader{ctx, r}, make([]byte, chunkSize))
+		_, err = io.CopyBuffer(struct{ io.Writer }{f}, ctxreader.New(ctx, r), make([]byte, chunkSize))
 		return errors.Join(err, f.Close())
 	})
 	if err != nil {

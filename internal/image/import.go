@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/fault"
 )
@@ -398,6 +400,6 @@ func dockerLayerBlob(ctx context.Context, src source, name string, diffID digest
 	default:
 		return b, nil
 	}
-	b.Digest, err = digest.FromReader(ctxReader{ctx, br})
+	b.Digest, err = digest.FromReader(ctxreader.New(ctx, br))
 	return b, err
 }

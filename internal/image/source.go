@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -128,7 +129,7 @@ func (t *tarSource) close() error {
 
 // spool writes the archive, decompressed, to a file below tmp.
 func (s *Store) spool(ctx context.Context, r io.Reader) (*os.File, error) {
-	plain, closeReader, err := decompressor(ctxReader{ctx, r})
+	plain, closeReader, err := decompressor(ctxreader.New(ctx, r))
 	if err != nil {
 		return nil, err
 	}

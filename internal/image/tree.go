@@ -14,8 +14,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/orlop-io/orlop/internal/base/errs"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
+	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 // treeWriter writes files of this host as a layer whose bytes depend on nothing
@@ -177,22 +179,9 @@ func (t *treeWriter) file(ctx context.Context, source, name string, mode int64) 
 	if err := t.tw.WriteHeader(h); err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{t.tw}, ctxReader{ctx, struct{ io.Reader }{f}}, t.buf)
+	n, err := io.CopyBuffer(struct{ io.Writer }{t.tw}, ctxreader.New(ctx, f), t.buf)
 	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != h.Size {
 		return errs.New(errs.FailedPrecondition, "%s changed while it was packed; try again", source)
 	}
 	return err
-}
-
-// ctxReader ends with its context.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c ctxReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
 }

@@ -16,9 +16,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
+
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
+	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
 // CRIO returns the images of the store that CRI-O and podman share, below root
@@ -196,7 +198,7 @@ func (s *layerStore) layer(ctx context.Context, l storedLayer, w io.Writer) erro
 	defer root.Close()
 	tar := asm.NewOutputTarStream(filesOf{root}, storage.NewJSONUnpacker(z))
 	defer tar.Close()
-	n, err := io.Copy(w, io.LimitReader(contextReader{ctx, tar}, l.Size))
+	n, err := io.Copy(w, io.LimitReader(ctxreader.New(ctx, tar), l.Size))
 	if err != nil {
 		return errs.New(errs.Corrupt, "layer %s: %w", l.ID, err)
 	}
@@ -223,16 +225,4 @@ func (f filesOf) Get(name string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("%s is no regular file", name)
 	}
 	return f.root.Open(name)
-}
-
-type contextReader struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, r.ctx.Err()
-	}
-	return r.Reader.Read(p)
 }

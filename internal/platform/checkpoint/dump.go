@@ -50,7 +50,7 @@ type Container struct {
 	Group *cgroup.Group
 }
 
-// Dump saves a container, which the caller has looked at with Savable. On error it runs as before,.
+// Dump saves a container, which the caller has looked at with Savable. On error it runs as before.
 //
 // Signals do not end it half way: the processes would be left as CRIU has them. When ctx ends, CRIU is
 // told at its next stage, and lets them go on.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/atomicfile"
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -193,23 +194,10 @@ func pack(ctx context.Context, w *tar.Writer, dir, p string, e fs.DirEntry) erro
 	if err := w.WriteHeader(h); err != nil {
 		return err
 	}
-	if _, err := io.Copy(w, reader{ctx, f}); err != nil {
+	if _, err := io.Copy(w, ctxreader.New(ctx, f)); err != nil {
 		return err
 	}
 	return os.Remove(p)
-}
-
-// reader ends with its context.
-type reader struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r reader) Read(p []byte) (int, error) {
-	if err := context.Cause(r.ctx); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(p)
 }
 
 // full tells a disk that is full from other errors.

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop-io/orlop/internal/base/ctxreader"
 	"github.com/orlop-io/orlop/internal/base/errs"
 )
 
@@ -80,7 +81,7 @@ func Unpack(ctx context.Context, location, dir string) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, reader{ctx, r})
+		_, err = io.Copy(f, ctxreader.New(ctx, r))
 		return errors.Join(err, f.Close())
 	})
 	if err != nil {
