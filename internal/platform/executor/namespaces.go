@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -246,18 +245,18 @@ func openNamespace(path string, flag uint64) (*os.File, error) {
 // them into the plan.
 func (b *builder) sysctls(values map[string]string) error {
 	for _, name := range sortedKeys(values) {
-		path := sysctlPath(name)
-		if guards.SysctlNames.On() && !localName(path) {
+		path := namespace.SysctlPath(name)
+		if guards.SysctlNames.On() && !namespace.IsLocal(path) {
 			return errs.New(errs.Invalid, "sysctl %s: it is not the name of one", name)
 		}
 		var need uint64
 		var kind string
-		switch {
-		case strings.HasPrefix(path, "net/"):
+		switch namespace.SysctlKind(path) {
+		case namespace.Net:
 			need, kind = unix.CLONE_NEWNET, "network"
-		case path == "kernel/domainname" || path == "kernel/hostname":
+		case namespace.UTS:
 			need, kind = unix.CLONE_NEWUTS, "uts"
-		case strings.HasPrefix(path, "fs/mqueue/") || isIPC(path):
+		case namespace.IPC:
 			need, kind = unix.CLONE_NEWIPC, "ipc"
 		default:
 			return errs.New(errs.Invalid, "sysctl %s is not of any namespace: it would change the host", name)
@@ -268,42 +267,6 @@ func (b *builder) sysctls(values map[string]string) error {
 		b.plan.Add(plan.Sysctl, nil, path, values[name])
 	}
 	return nil
-}
-
-// localName tells whether a path goes down only: net/../kernel/core_pattern begins like a
-// sysctl of a network namespace and is the host's (CVE-2022-0811 was another way to name it).
-func localName(path string) bool {
-	for _, part := range strings.Split(path, "/") {
-		if part == "" || part == "." || part == ".." {
-			return false
-		}
-	}
-	return true
-}
-
-func isIPC(path string) bool {
-	switch path {
-	case "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced":
-		return true
-	}
-	return false
-}
-
-// sysctlPath turns a name with dots into a path. In a name whose first separator is a
-// slash, slashes separate and dots are dots (sysctl.d(5)).
-func sysctlPath(name string) string {
-	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '/' {
-		return name
-	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, name)
 }
 
 // onPIDNamespace runs fn on a thread whose children are made in the PID namespace of ns,

@@ -143,26 +143,6 @@ func furnish(kinds []Kind, o Options, as func(Kind, func() error) error) error {
 	return setSysctls(kinds, o.Sysctls, as)
 }
 
-// SetSysctls writes those of values that belong to a namespace of one of the kinds, for the
-// namespaces that the thread is in (Do).
-func SetSysctls(kinds []Kind, values map[string]string) error {
-	return setSysctls(kinds, values, func(_ Kind, write func() error) error { return write() })
-}
-
-func setSysctls(kinds []Kind, values map[string]string, as func(Kind, func() error) error) error {
-	for name, value := range values {
-		if k, path := sysctl(name); slices.Contains(kinds, k) {
-			if err := as(k, func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) }); err != nil {
-				if errors.Is(err, os.ErrNotExist) {
-					return errs.New(errs.Unsupported, "set sysctl %s: this kernel does not have it", name)
-				}
-				return errs.New(errs.Invalid, "set sysctl %s=%s: %w", name, value, err)
-			}
-		}
-	}
-	return nil
-}
-
 func bind(from, to string) error {
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_RDONLY, 0o400)
 	if err != nil {
@@ -290,27 +270,6 @@ func (o *Options) check(kinds []Kind) error {
 		}
 	}
 	return nil
-}
-
-// sysctl returns the kind of namespace that a name belongs to, and its path. What goes up
-// belongs to none: net/../kernel/core_pattern begins like one of a network namespace.
-func sysctl(name string) (Kind, string) {
-	path := name
-	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
-		path = strings.NewReplacer(".", "/", "/", ".").Replace(name)
-	}
-	switch {
-	case path != filepath.Clean(path):
-		return "", ""
-	case strings.HasPrefix(path, "net/"):
-		return Net, path
-	case path == "kernel/hostname" || path == "kernel/domainname":
-		return UTS, path
-	case strings.HasPrefix(path, "fs/mqueue/"), slices.Contains([]string{"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem",
-		"kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced"}, path):
-		return IPC, path
-	}
-	return "", ""
 }
 
 // LoopbackUp brings up the loopback interface of the calling thread's network namespace.
