@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/test/checkpoints"
 )
 
 // loadProfiles has the kernel confine by these profiles as long as the test runs. Where it has no AppArmor the test is
@@ -38,7 +40,7 @@ func loadProfiles(t *testing.T, text string) {
 
 // A restored container is confined as it was, and one that would not be as its specification says is not restored.
 func TestRestoreAppArmor(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	profile := fmt.Sprintf("orlop-restore-%d", os.Getpid())
 	loadProfiles(t, fmt.Sprintf("profile %s flags=(attach_disconnected) { file, capability, network, signal, ptrace, mount, umount, unix, deny /tmp/kept w, }\n", profile))
 	r := counterRig(t)

@@ -16,19 +16,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/platform/criu"
+	"github.com/orlop-io/orlop/test/checkpoints"
 )
-
-// needCRIU passes over the test where CRIU does not work, and says why. In the test machine it has to.
-func needCRIU(t *testing.T) {
-	t.Helper()
-	if _, err := criu.Open(t.Context(), "criu"); err != nil {
-		if os.Getenv("ORLOP_TEST_CRIU") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("run by test/vm (TestHosts/v2/criu): ", err)
-	}
-}
 
 // counterRig is a rig with testdata/counter as its program.
 func counterRig(t *testing.T, args ...string) *rig {
@@ -48,25 +37,10 @@ func counterRig(t *testing.T, args ...string) *rig {
 	return r
 }
 
-// lines are those that the counter has written, each of which must follow from the one before.
-func (r *rig) lines() (n int) {
+// lines are those that the counter has written.
+func (r *rig) lines() int {
 	r.t.Helper()
-	data, err := os.ReadFile(r.bundle + "/rootfs/log")
-	if err != nil {
-		return 0
-	}
-	sum := 0
-	for line := range strings.Lines(string(data)) {
-		if !strings.HasSuffix(line, "\n") {
-			break // on its way
-		}
-		n++
-		sum += n
-		if want := fmt.Sprintf("%d %d ok kept 1\n", n, sum); line != want {
-			r.t.Fatalf("line %q, want %q", line, want)
-		}
-	}
-	return n
+	return checkpoints.Counted(r.t, r.bundle+"/rootfs/log")
 }
 
 // counts waits until some more has been counted, and returns how far it is.
@@ -178,7 +152,7 @@ func TestCheckpointWithoutCRIU(t *testing.T) {
 // pipes, children, and its limits; and it is a container as any other. Twice, as what was
 // restored is saved by other means than what was created.
 func TestCheckpoint(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	r.save()
@@ -256,7 +230,7 @@ func lastLines(file string) string {
 // With --leave-running it goes on, and with --pre-dump; memory that has been saved by one is left out
 // by the next. A restore is of the time of the checkpoint.
 func TestCheckpointLeavesRunning(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	dir := t.TempDir()
 	r.ok("run", "-d", r.id)
@@ -306,7 +280,7 @@ func TestCheckpointLeavesRunning(t *testing.T) {
 
 // Of damaged images nothing is made, and the message says what is wrong.
 func TestRestoreDamaged(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	dir := t.TempDir()
 	r.ok("run", "-d", r.id)
@@ -355,7 +329,7 @@ func TestRestoreDamaged(t *testing.T) {
 
 // A terminal's master is outside: whoever restores gets one, and the program has its terminal as before.
 func TestCheckpointTerminal(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t, "tty")
 	r.spec.Process.Terminal = true
 	r.save()
@@ -400,7 +374,7 @@ func TestCheckpointTerminal(t *testing.T) {
 // What is outside of a container is not saved, and is what it is then: bind mounts, with what is
 // mounted in them, where a link of the image leads to; a namespace that is joined; standard streams.
 func TestCheckpointOutside(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	outside := t.TempDir()
 	if err := os.MkdirAll(outside+"/below", 0o755); err != nil {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/orlop-io/orlop/test/checkpoints"
 )
 
 // saved makes a checkpoint of a container that counts, which it starts.
@@ -59,7 +61,7 @@ func (r *rig) restores(dir string) {
 // A restore that is killed, wherever it is, leaves a container that can be deleted, and nothing after that; and the
 // checkpoint is as good as before.
 func TestRestoreFaults(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	dir, again := r.saved()
 	pid := filepath.Join(t.TempDir(), "pid")
@@ -88,7 +90,7 @@ func TestRestoreFaults(t *testing.T) {
 
 // A signal ends a restore, here while hooks run and CRIU waits for them. Nothing is left of it.
 func TestRestoreInterrupted(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	dir, _ := r.saved()
 	here := filepath.Join(t.TempDir(), "here")
@@ -115,7 +117,7 @@ func TestRestoreInterrupted(t *testing.T) {
 
 // In the foreground the command stays, the standard streams are its own, and its exit code is the program's.
 func TestRestoreForeground(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := newRig(t, "/bin/sh", "-c", "echo first; read x; echo got $x; read x; exit $x")
 	pipe := func() (reads, writes *os.File) {
 		t.Helper()
@@ -185,7 +187,7 @@ func TestRestoreForeground(t *testing.T) {
 // A connection within the container's network goes on where it was, with --tcp-established; without it a checkpoint is
 // refused, and the container goes on.
 func TestCheckpointTCP(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	for _, name := range []string{"own", "joined"} {
 		t.Run(name, func(t *testing.T) {
 			r := counterRig(t, "tcp", "7001")
@@ -234,7 +236,7 @@ func unlocked(t *testing.T, ns string) {
 
 // Memory is fetched when it is used, from a server of pages.
 func TestRestoreLazy(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "criu")
 	r := counterRig(t)
 	dir, _ := r.saved()
 	server := exec.Command("criu", "lazy-pages", "--images-dir", dir, "--work-dir", dir, "-v4", "-o", "lazy.log")

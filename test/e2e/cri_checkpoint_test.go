@@ -21,18 +21,8 @@ import (
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop-io/orlop/internal/platform/criu"
+	"github.com/orlop-io/orlop/test/checkpoints"
 )
-
-// needCRIU passes over the test where CRIU does not work, and says why. In the test machine it has to.
-func needCRIU(t *testing.T) {
-	t.Helper()
-	if _, err := criu.Open(t.Context(), "criu"); err != nil {
-		if os.Getenv("ORLOP_TEST_CRIU") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("run by test/vm (TestHosts/v2/cri-criu): ", err)
-	}
-}
 
 // counting starts a container that counts, in a pod of its own.
 func (c *client) counting(t *testing.T) *counting {
@@ -59,25 +49,10 @@ type counting struct {
 	pid          int
 }
 
-// lines are those that the counter has written, each of which must follow from the one before.
-func (k *counting) lines() (n int) {
+// lines are those that the counter has written.
+func (k *counting) lines() int {
 	k.t.Helper()
-	data, err := os.ReadFile(k.log)
-	if err != nil {
-		return 0
-	}
-	sum := 0
-	for line := range strings.Lines(string(data)) {
-		if !strings.HasSuffix(line, "\n") {
-			break // on its way
-		}
-		n++
-		sum += n
-		if want := fmt.Sprintf("%d %d ok kept 1\n", n, sum); line != want {
-			k.t.Fatalf("line %q, want %q", line, want)
-		}
-	}
-	return n
+	return checkpoints.Counted(k.t, k.log)
 }
 
 // counts waits until some more has been counted.
@@ -242,7 +217,7 @@ func TestCRIRestoreRefused(t *testing.T) {
 
 // A container that was saved goes on as it was, and the archive has what others read of such.
 func TestCRICheckpoint(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "cri-criu")
 	n := newNode(t)
 	c := n.cri()
 	k := c.counting(t)
@@ -426,7 +401,7 @@ func (k *counting) restored(dir string, spec *specs.Spec) {
 
 // A checkpoint whose daemon or keeper dies leaves the container running, and no half archive.
 func TestCRICheckpointKilled(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "cri-criu")
 	n := newNode(t)
 	c := n.cri()
 	k := c.counting(t)
@@ -481,7 +456,7 @@ func TestCRICheckpointKilled(t *testing.T) {
 // Other runtimes save theirs by their own command. Those containers stand still from before it until the
 // writable layer is read; a daemon that starts lets them go on.
 func TestCRICheckpointByRuntime(t *testing.T) {
-	needCRIU(t)
+	checkpoints.NeedCRIU(t, "cri-criu")
 	n := newNode(t)
 	n.handlers()
 	c := n.cri()

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -103,15 +102,7 @@ func TestCRIThousandStreams(t *testing.T) {
 	for _, s := range all {
 		s.close()
 	}
-	n.eventually(30*time.Second, func() error {
-		if p := c.processes(t, pod, id); p != 1 {
-			return fmt.Errorf("%d processes are left in the container", p)
-		}
-		if l := n.count(t).leaks(before); len(l) > 0 {
-			return errors.New(strings.Join(l, "; "))
-		}
-		return nil
-	})
+	c.sessionsGone(t, pod, id, before)
 	c.remove(t, pod)
 	c.empty(t)
 }

@@ -90,15 +90,7 @@ func TestCRIManySessions(t *testing.T) {
 	for _, s := range open {
 		s.vanish()
 	}
-	n.eventually(30*time.Second, func() error {
-		if p := c.processes(t, pod, id); p != 1 {
-			return fmt.Errorf("%d processes are left in the container", p)
-		}
-		if l := n.count(t).leaks(before); len(l) > 0 {
-			return errors.New(strings.Join(l, "; "))
-		}
-		return nil
-	})
+	c.sessionsGone(t, pod, id, before)
 	if s, err := c.execStreams(id, false, "/bin/tool", "echo", "again"); err != nil {
 		t.Errorf("a session after all have gone: %v", err)
 	} else {
@@ -250,4 +242,19 @@ func (n *node) allowSessions(most int) {
 	}
 	n.write(n.config, string(config)+fmt.Sprintf("cri: {maxSessions: %d}\n", most))
 	n.start()
+}
+
+// sessionsGone waits until nothing is left of sessions: of the container's processes there is the first
+// alone, and the node has what it had before.
+func (c *client) sessionsGone(t *testing.T, pod, id string, before census) {
+	t.Helper()
+	c.n.eventually(30*time.Second, func() error {
+		if p := c.processes(t, pod, id); p != 1 {
+			return fmt.Errorf("%d processes are left in the container", p)
+		}
+		if l := c.n.count(t).leaks(before); len(l) > 0 {
+			return errors.New(strings.Join(l, "; "))
+		}
+		return nil
+	})
 }
