@@ -12,6 +12,7 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
 	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/overlay"
 )
 
 // builder turns a specification into a plan and what the clone needs.
@@ -35,6 +36,8 @@ type builder struct {
 	foreign   bool  // in another user namespace than the caller
 	created   func(*Process) error
 	extra     []*os.File // descriptors 3, 4, … of the program
+	work      string     // of the overlay
+	traced    bool
 	noKeyring bool
 
 	// Where the process is in another user or time namespace: see crossing.go.
@@ -85,6 +88,14 @@ func (b *builder) close() {
 	for _, f := range b.opened {
 		f.Close()
 	}
+}
+
+// forget lets the layers be mounted again: see Rootfs.Upper.
+func (b *builder) forget() error {
+	if b.work == "" {
+		return nil
+	}
+	return overlay.ForgetVolatile(b.work)
 }
 
 func (b *builder) slot() uint64 {

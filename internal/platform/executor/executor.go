@@ -29,7 +29,6 @@ import (
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/cgroup"
-	"github.com/orlop-io/orlop/internal/platform/overlay"
 	"github.com/orlop-io/orlop/internal/platform/seccomp"
 )
 
@@ -228,12 +227,10 @@ func (e *Executor) Create(ctx context.Context, c Config) (*Process, error) {
 		stdio = [3]*os.File{}
 	}
 	_, step := trace.Start(ctx, "executor plan")
+	b.traced, b.work = step != nil, c.Rootfs.Work
 	err := b.hold(c.Gate)
 	if err == nil {
 		err = b.container(&c)
-	}
-	if err == nil && c.Rootfs.Work != "" {
-		err = overlay.ForgetVolatile(c.Rootfs.Work)
 	}
 	if err == nil && b.rdt != nil {
 		err = b.rdt.prepare()

@@ -31,8 +31,16 @@ var initEnv = []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1,co
 
 // launch clones the child, gives it the plan and waits until it is at the gate.
 func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*os.File) (_ *Process, err error) {
-	if p, err := e.launchStraight(ctx, id, b, stdio); p != nil || err != nil {
-		return p, err
+	if err := b.forget(); err != nil {
+		return nil, err
+	}
+	if s, at := e.straight(b, stdio); s != nil {
+		if p, err := e.launchStraight(ctx, id, b, s, at); p != nil || err != nil {
+			return p, err
+		}
+		if err := b.forget(); err != nil {
+			return nil, err
+		}
 	}
 	ch, theirs, err := newChannel()
 	if err != nil {

@@ -12,16 +12,18 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
 )
 
-// A process that joins a container needs little of what orlop-init can do: what its plan
-// has is, as a rule, a list of system calls without a question in between. Such a plan is
-// written down as a program of package tiny, which has neither a runtime to start nor a
-// plan to read, and takes the place of orlop-init (straight_start.go).
+// An ordinary container, and an ordinary process that joins one, need little of what orlop-init
+// can do: what the plan has is, as a rule, a list of system calls with hardly a question in
+// between. Such a plan is written down as a program of package tiny, which has neither a
+// runtime to start nor a plan to read, and takes the place of orlop-init (straight_start.go).
 //
-// The questions are left to the parent. The program tells with its word that it is ready
-// what the calls have found, like the type of a file and the first lines of /etc/passwd;
-// the parent looks at it before it opens the gate, and sends with its own word what
-// follows from it. Where a call fails or an answer is not the usual one, the process is
-// thrown away, has done nothing that remains, and orlop-init takes its turn: it does what
+// The questions are left to the parent. What it can know before, it looks at: whether the
+// source of a bind mount is a directory, what there is of the paths to mask. What only the process can find,
+// like the type of a file in the image, where a mount point is, and the first lines of
+// /etc/passwd, the program tells with its word that it is ready; the parent looks at it
+// before it opens the gate, and sends with its own word what follows from it. Where a call
+// fails or an answer is not the usual one, the process is thrown away with its namespaces, has done nothing
+// that remains but mount points that were missing, and orlop-init takes its turn: it does what
 // there is to do then, or says what is wrong. So no error of the set-up has two texts.
 
 // straight is a plan as a program.
@@ -31,20 +33,30 @@ type straight struct {
 	fds     map[uint64]uint64 // of the plan's descriptors, those of the process
 	channel uint64            // the socket's
 	proc    uint64            // the host's /proc
-	next    uint64            // the number that the next descriptor gets
+	next    uint64            // the number that the next descriptor gets, but for those that are
+	free    []uint64          // free again, in order
 	root    uint64
-	inside  bool // the working directory has been entered
-	waits   bool // the gate has been added
-	users   bool // HOME is asked for
+	at      string // where the root is, until the pivot
+	slots   []slot
+	kernel  []kernelMount
+	held    uint64                   // the directory that the last device or link was made in,
+	holds   string                   // and its path
+	rootAt  func(said []byte) string // where the root was, from the host's root; "" if not where it was expected
+	inside  bool                     // the working directory has been entered
+	waits   bool                     // the gate has been added
+	users   bool                     // HOME is asked for
 
 	told   []uint64 // what is told when all is ready, as struct iovec
 	size   int      // of it
-	checks []func(said []byte) bool
+	clocks []int    // where in it the times are
+	checks []check
 
 	gate  uint64 // where the parent's word goes
 	exe   string // what that says: the program, and
 	home  string // the variable HOME
 	after map[int]plan.Failure
+	code  plan.Code   // of the operation that is being added
+	codes []plan.Code // of each call, for what is told of a failure
 }
 
 const (
@@ -60,10 +72,15 @@ const (
 )
 
 // straight returns the plan as a program, nil where it is not one: then it is orlop-init's.
-// That is so for every start that is not an exec or enters a user or time namespace, and
-// for what add does not know: listeners of seccomp profiles, and hooks.
+// That is so for a process in a user or time namespace, or that waits at a gate of its own or is given
+// network devices, and for what add does not know: listeners of seccomp profiles, hooks, pauses.
 func (b *builder) straight(stdio [3]*os.File) *straight {
-	if b.pidfd == nil || b.rdt != nil || !guards.Sealed.On() {
+	first := b.pidfd == nil
+	if b.crosses() || b.gate != nil || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
+		return nil
+	}
+	// What is mounted and written for a container is in its group, and its groups' namespace too.
+	if first && b.cgroup != nil && !b.cgroup.Clones() {
 		return nil
 	}
 	has := func(codes ...plan.Code) bool {
@@ -82,7 +99,7 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 			s.fds[uint64(plan.FirstFD+i)] = s.give(f)
 		}
 	}
-	if has(plan.OOMScore, plan.Attribute) {
+	if first || has(plan.OOMScore, plan.Attribute) {
 		proc := hostProc()
 		if proc == nil {
 			return nil
@@ -98,9 +115,21 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 	s.program.Call(unix.SYS_CLOSE_RANGE, s.next, all32, 0)
 	s.gate = s.program.Room(maxWord)
 	for i := range b.plan.Ops {
-		if !s.add(&b.plan.Ops[i]) {
+		o := &b.plan.Ops[i]
+		if o.Code != plan.Device && o.Code != plan.Symlink {
+			s.release()
+		}
+		s.code = o.Code
+		if !s.add(o) {
 			return nil
 		}
+		for len(s.codes) < s.program.Len() {
+			s.codes = append(s.codes, o.Code)
+		}
+	}
+	// Where /proc is must be certain: see mayCover.
+	if s.rootAt != nil && !slices.ContainsFunc(s.kernel, func(m kernelMount) bool { return m.path == "/proc" && m.fstype == "proc" }) {
+		return nil
 	}
 	if 1+s.size > maxMessage {
 		return nil
@@ -135,6 +164,55 @@ func (s *straight) add(o *plan.Op) bool {
 	switch o.Code {
 	case plan.Setns:
 		p.Call(unix.SYS_SETNS, s.fds[n(0)], n(1))
+	case plan.Clock:
+		now := p.Room(16)
+		p.Call(unix.SYS_CLOCK_GETTIME, unix.CLOCK_REALTIME, now)
+		s.clocks = append(s.clocks, s.tell(now, 16))
+	case plan.Unshare:
+		p.Call(unix.SYS_UNSHARE, n(0))
+	case plan.LoUp:
+		s.loUp()
+	case plan.Tree:
+		return s.tree(n(0), n(1) != 0, o.S[0])
+	case plan.Overlay:
+		return s.overlay(o)
+	case plan.NewFS:
+		s.put(n(0), slot{fd: s.newFS(o.S[0], o.S[1], o.S[2:], n(1)), dir: true, proc: o.S[0] == "proc"})
+	case plan.Propagate:
+		s.propagate(n(0), o.S[0])
+	case plan.Root:
+		s.enterRoot(n(0), o.S[0])
+	case plan.SlotAttr:
+		s.setattr(s.slots[n(0)].fd, n(1), n(2), n(3), n(4) != 0)
+	case plan.Attach:
+		return s.attach(n(0), o.S[0], at(o.N, 1), at(o.N, 2) != 0)
+	case plan.Mount:
+		return s.mount(n(0), n(1), n(2), o.S)
+	case plan.PathAttr:
+		s.pathAttr(o.S[0], n(0), n(1), n(2) != 0)
+	case plan.MakeCwd:
+		if o.S[0] == "/" {
+			return true
+		}
+		fd, ok := s.makePath(o.S[0], true, 0o755, 0)
+		s.closes(fd)
+		return ok
+	case plan.Device:
+		return s.device(o.S[0], n(0), n(1), n(2), n(3))
+	case plan.Symlink:
+		return s.symlink(o.S[0], o.S[1])
+	case plan.Mask:
+		return s.mask(o.S)
+	case plan.ReadOnly:
+		return s.readOnly(o.S)
+	case plan.Pivot:
+		s.pivot()
+	case plan.Hostname:
+		p.Call(unix.SYS_SETHOSTNAME, p.String(o.S[0]), uint64(len(o.S[0])))
+	case plan.Domainname:
+		p.Call(unix.SYS_SETDOMAINNAME, p.String(o.S[0]), uint64(len(o.S[0])))
+	case plan.Sysctl:
+		s.sysctl(o.S[0], o.S[1])
 	case plan.EnterRoot:
 		p.Call(unix.SYS_CHDIR, p.String("/"))
 		s.root = s.opens(unix.SYS_OPENAT, here, p.String("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -159,8 +237,7 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Personality:
 		p.Call(unix.SYS_PERSONALITY, n(0))
 	case plan.Scheduler: // struct sched_attr of sched_setattr(2)
-		at := p.Words(unix.SizeofSchedAttr|n(0)<<32, n(1), n(2)&all32|n(3)<<32, n(4), n(5), n(6), 0)
-		p.Call(unix.SYS_SCHED_SETATTR, 0, at, 0)
+		p.Call(unix.SYS_SCHED_SETATTR, 0, p.Words(unix.SizeofSchedAttr|n(0)<<32, n(1), n(2)&all32|n(3)<<32, n(4), n(5), n(6), 0), 0)
 	case plan.IOPriority:
 		p.Call(unix.SYS_IOPRIO_SET, 1, 0, n(0))
 	case plan.Affinity:
@@ -174,7 +251,7 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Umask:
 		p.Call(unix.SYS_UMASK, n(0))
 	case plan.Chdir:
-		s.chdir(o.S[0])
+		return s.chdir(o.S[0])
 	case plan.Bounding:
 		s.bounding(n(0))
 	case plan.Rlimit:
@@ -204,4 +281,12 @@ func (s *straight) add(o *plan.Op) bool {
 		return false
 	}
 	return true
+}
+
+// at is the number at i, 0 where the operation has fewer.
+func at(list []uint64, i int) uint64 {
+	if i < len(list) {
+		return list[i]
+	}
+	return 0
 }

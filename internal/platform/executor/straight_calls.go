@@ -15,31 +15,32 @@ import (
 // The calls of the operations, and what the parent makes of the answers. What each is for is
 // said in package child.
 
-// opens adds a call that opens a descriptor, and returns its number. The kernel takes the
-// lowest that is free; all below are in use, and closes gives back the last.
+// opens adds a call that opens a descriptor, and returns its number.
 func (s *straight) opens(nr uintptr, args ...uint64) uint64 {
 	s.program.Call(nr, args...)
-	s.next++
-	return s.next - 1
+	return s.take()
 }
 
-func (s *straight) closes() {
-	s.next--
-	s.program.Try(unix.SYS_CLOSE, s.next)
+func (s *straight) closes(fd uint64) {
+	s.program.Try(unix.SYS_CLOSE, fd)
+	s.gone(fd)
 }
 
-// how are the arguments of openat2(2) after the directory.
-func (s *straight) how(path string, flags, resolve uint64) []uint64 {
-	how := s.program.Words(flags|unix.O_CLOEXEC, 0, resolve) // struct open_how
-	return []uint64{s.program.String(path), how, unix.SizeofOpenHow}
-}
-
-// open opens a path in the container: see child/path.go.
-func (s *straight) open(path string, flags uint64) uint64 {
-	if !guards.InRoot.On() {
-		return s.opens(unix.SYS_OPENAT2, append([]uint64{here}, s.how(path, flags, 0)...)...)
+// take returns the number of the next descriptor: the kernel takes the lowest that is free.
+func (s *straight) take() uint64 {
+	if len(s.free) == 0 {
+		s.next++
+		return s.next - 1
 	}
-	return s.opens(unix.SYS_OPENAT2, append([]uint64{s.root}, s.how(path, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)...)...)
+	fd := s.free[0]
+	s.free = s.free[1:]
+	return fd
+}
+
+// gone says that a number is free.
+func (s *straight) gone(fd uint64) {
+	i, _ := slices.BinarySearch(s.free, fd)
+	s.free = slices.Insert(s.free, i, fd)
 }
 
 // tell makes n bytes at an address part of what the parent is told, and returns where it
@@ -51,7 +52,15 @@ func (s *straight) tell(address uint64, n int) int {
 }
 
 // check has the parent look at what it is told before it opens the gate.
-func (s *straight) check(fn func(said []byte) bool) { s.checks = append(s.checks, fn) }
+func (s *straight) check(usual func(said []byte) bool) {
+	s.checks = append(s.checks, check{s.code, usual})
+}
+
+// check is what the parent looks at of what an operation has found.
+type check struct {
+	code  plan.Code
+	usual func(said []byte) bool
+}
 
 const sizeofStatx = int(unsafe.Sizeof(unix.Statx_t{}))
 
@@ -75,9 +84,6 @@ func isDevice(st unix.Statx_t, major, minor uint32) bool {
 
 // console opens a terminal of the container's devpts and sends its master.
 func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
-	if bind {
-		return false
-	}
 	p := &s.program
 	master := s.open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_NOFOLLOW)
 	file := s.stat(master)
@@ -97,16 +103,27 @@ func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
 	if uid != 0 {
 		p.Call(unix.SYS_FCHOWN, slave, uid, all32)
 	}
+	if bind {
+		const path = "/dev/console"
+		at, ok := s.makePath(path, false, 0o600, 0)
+		if !ok || !guards.ConsolePeer.On() {
+			return false
+		}
+		m := s.clone(slave, 0)
+		s.place(m, at, path)
+		s.closes(at)
+		s.closes(m)
+	}
 	p.Call(unix.SYS_IOCTL, slave, unix.TIOCSCTTY, 0)
 	for i := range uint64(3) {
 		p.Call(unix.SYS_DUP3, slave, i, 0)
 	}
-	s.closes()
+	s.closes(slave)
 	// struct msghdr of sendmsg(2), with one message, and one struct cmsghdr with the master.
 	message := p.Words(p.Data([]byte{plan.MsgConsole}), 1)
 	rights := p.Words(uint64(unix.CmsgLen(4)), unix.SOL_SOCKET|unix.SCM_RIGHTS<<32, master)
 	p.Call(unix.SYS_SENDMSG, s.channel, p.Words(0, 0, message, 1, rights, uint64(unix.CmsgSpace(4)), 0), 0)
-	s.closes()
+	s.closes(master)
 	return true
 }
 
@@ -115,15 +132,13 @@ func (s *straight) nullStreams(mask uint64) bool {
 	if !guards.NullChecked.On() || !guards.OwnNull.On() {
 		return false
 	}
-	null := s.open("/dev/null", unix.O_RDWR|unix.O_NOFOLLOW)
-	file := s.stat(null)
-	s.check(func(said []byte) bool { return isDevice(statAt(said, file), 1, 3) })
+	null := s.openNull(unix.O_RDWR)
 	for i := range uint64(3) {
 		if mask&(1<<i) != 0 {
 			s.program.Call(unix.SYS_DUP3, null, i, 0)
 		}
 	}
-	s.closes()
+	s.closes(null)
 	return true
 }
 
@@ -142,12 +157,12 @@ func (s *straight) writeProc(name, value string) {
 	p := &s.program
 	var fd uint64
 	if guards.HostProc.On() {
-		fd = s.opens(unix.SYS_OPENAT2, append([]uint64{s.proc}, s.how(name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)...)...)
+		fd = s.beneath(s.proc, name, unix.O_WRONLY, unix.RESOLVE_NO_MAGICLINKS)
 	} else {
 		fd = s.opens(unix.SYS_OPENAT, here, p.String("/proc/"+name), unix.O_WRONLY, 0)
 	}
 	p.Call(unix.SYS_WRITE, fd, p.Data([]byte(value)), uint64(len(value)))
-	s.closes()
+	s.closes(fd)
 }
 
 // attribute writes to the first of the files that exists.
@@ -162,22 +177,32 @@ func (s *straight) attribute(value string, paths []string) bool {
 	return true
 }
 
-// chdir changes to the working directory as root. What root may not enter is not straight.
-func (s *straight) chdir(path string) {
+// chdir changes to the working directory as root, and makes it if it is missing. What root
+// may not enter is not straight.
+func (s *straight) chdir(path string) bool {
 	if s.inside {
-		return
+		return true
 	}
 	s.inside = true
 	p := &s.program
-	dir := s.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	var dir uint64
+	if path == "/" {
+		dir = s.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	} else {
+		var ok bool
+		if dir, ok = s.makePath(path, true, 0o755, 0); !ok {
+			return false
+		}
+	}
 	p.Call(unix.SYS_FCHDIR, dir)
-	s.closes()
+	s.closes(dir)
 	if !guards.CwdChecked.On() {
-		return
+		return true
 	}
 	p.Call(unix.SYS_GETCWD, s.gate, unix.PathMax)
 	at := s.tell(s.gate, 1)
 	s.check(func(said []byte) bool { return said[at] == '/' }) // "(unreachable)…": CVE-2024-21626
+	return true
 }
 
 func (s *straight) bounding(keep uint64) {
@@ -230,9 +255,10 @@ func lowest(set uint64) uint64 { return uint64(bits.TrailingZeros64(set)) }
 func (s *straight) lookupHome(uid uint64) {
 	s.users = true
 	p := &s.program
-	fd := s.next
+	fd := s.take()
 	p.On(tiny.Results{Error: tiny.Skip(3)}, unix.SYS_OPENAT2,
 		append([]uint64{s.root}, s.how("/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)...)...)
+	s.gone(fd)
 	file := s.stat(fd)
 	room := p.Room(maxUsers)
 	p.Try(unix.SYS_READ, fd, room, maxUsers)
@@ -266,12 +292,13 @@ func (s *straight) lookup(file, path string) bool {
 	for i, c := range candidates {
 		p.On(tiny.Results{Error: tiny.Skip(1)}, unix.SYS_FACCESSAT2, here, p.String(c), unix.X_OK, unix.AT_EACCESS)
 		room := p.Room(sizeofStatx)
-		found[i] = s.tell(room, sizeofStatx)
+		found[i] = s.tell(room+uint64(unsafe.Offsetof(unix.Statx_t{}.Mode)), 2)
 		p.On(tiny.Results{Zero: tiny.Skip(2 * (len(candidates) - 1 - i))}, unix.SYS_STATX, here, p.String(c), 0, unix.STATX_BASIC_STATS, room)
 	}
 	s.check(func(said []byte) bool {
-		i := slices.IndexFunc(found, func(at int) bool { return statAt(said, at).Mode != 0 })
-		if i < 0 || statAt(said, found[i]).Mode&unix.S_IFMT != unix.S_IFREG || len(candidates[i]) >= unix.PathMax {
+		mode := func(at int) uint16 { return uint16(said[at]) | uint16(said[at+1])<<8 }
+		i := slices.IndexFunc(found, func(at int) bool { return mode(at) != 0 })
+		if i < 0 || mode(found[i])&unix.S_IFMT != unix.S_IFREG || len(candidates[i]) >= unix.PathMax {
 			return false
 		}
 		s.exe = candidates[i]

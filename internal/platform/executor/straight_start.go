@@ -5,6 +5,10 @@ import (
 	"context"
 	"io"
 	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/trace"
@@ -12,17 +16,23 @@ import (
 	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
 )
 
-// launchStraight is launch with a program in the place of orlop-init. It returns nil, and
-// leaves nothing, where it is orlop-init's turn: because the plan has no straight form, or
-// because something was not as it usually is.
-func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, stdio [3]*os.File) (_ *Process, err error) {
+// straight returns the program that takes the place of orlop-init, nil where there is none, and
+// the phases that it tells of.
+func (e *Executor) straight(b *builder, stdio [3]*os.File) (s *straight, at *phases) {
 	if e.long {
 		return nil, nil
 	}
-	s := b.straight(stdio)
-	if s == nil {
-		return nil, nil
+	at = &phases{}
+	if b.traced {
+		defer func(ops []plan.Op) { b.plan.Ops = ops }(b.plan.Ops)
+		at.clocks(&b.plan)
 	}
+	return b.straight(stdio), at
+}
+
+// launchStraight is launch with a program in the place of orlop-init. It returns nil, and
+// leaves nothing, where it is orlop-init's turn because something was not as it usually is.
+func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s *straight, at *phases) (_ *Process, err error) {
 	// Nobody in the container may write to it, nor, in a user namespace, read it: as with init
 	// (initfile.go). Where there is no memfd to be had, init may run from a file.
 	exe, err := memfd("orlop-init", bytes.NewReader(s.program.Executable()), 0o511)
@@ -53,38 +63,65 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, st
 	}
 	ctx, step = trace.Start(ctx, "executor set-up")
 	defer step.End(&err)
+	if b.traced {
+		at.step, at.begin = step, time.Now()
+		defer at.end(&err)
+	}
 	stop := ch.bind(ctx)
 	defer stop()
 	for {
 		msg, fd, err := ch.receive()
 		switch {
 		case err == io.EOF:
-			return nil, nil // ended, by the container perhaps
+			e.unusual(ctx, id, "it ended") // by the container perhaps
+			return nil, nil
 		case err != nil:
 			return nil, contextual(ctx, err)
 		case msg[0] == plan.MsgConsole && fd >= 0 && p.console == nil:
 			p.console = os.NewFile(uintptr(fd), "console")
-		case msg[0] == plan.MsgReady && s.asUsual(msg[1:]):
+		case msg[0] == plan.MsgReady:
+			if what := s.unusual(msg[1:]); what != "" {
+				e.unusual(ctx, id, what)
+				return nil, nil
+			}
+			for i, told := range s.clocks { // struct timespec
+				at.at[i] = *(*int64)(unsafe.Pointer(&msg[1+told]))*1e9 + *(*int64)(unsafe.Pointer(&msg[9+told]))
+			}
 			e.warn(ctx, p)
 			ready = true
 			return p, nil
 		default:
+			e.unusual(ctx, id, s.said(msg))
 			return nil, nil
 		}
 	}
 }
 
-// asUsual looks at what the program has found.
-func (s *straight) asUsual(said []byte) bool {
+// unusual notes why orlop-init takes its turn.
+func (e *Executor) unusual(ctx context.Context, id, what string) {
+	e.log.DebugContext(ctx, "a start is done over by orlop-init", "container", id, "why", what)
+}
+
+// unusual looks at what the program has found, and says what is not as usual, "" where all is.
+func (s *straight) unusual(said []byte) string {
 	if len(said) != s.size {
-		return false
+		return "what it tells has not the right length"
 	}
-	for _, check := range s.checks {
-		if !check(said) {
-			return false
+	for _, c := range s.checks {
+		if !c.usual(said) {
+			return "found at: " + plan.Names[c.code]
 		}
 	}
-	return true
+	return ""
+}
+
+// said tells of a message before the gate.
+func (s *straight) said(msg []byte) string {
+	call, errno, ok := tiny.Failed(msg)
+	if !ok || call >= len(s.codes) {
+		return "a message that is not known"
+	}
+	return plan.Names[s.codes[call]] + ": " + unix.Errno(errno).Error()
 }
 
 // word is what opens the gate.

@@ -67,7 +67,7 @@ func TestStraight(t *testing.T) {
 			c.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux}
 		}, true, ""},
 		"directory":              {nil, func(p *specs.Process, c *ExecConfig) { p.Cwd = "/dev/../bin" }, true, "0:0 0 0022 /bin"},
-		"directory that is made": {nil, func(p *specs.Process, c *ExecConfig) { p.Cwd = "/made/here" }, false, "0:0 0 0022 /made/here"},
+		"directory that is made": {nil, func(p *specs.Process, c *ExecConfig) { p.Cwd = "/made/here" }, true, "0:0 0 0022 /made/here"},
 		"home":                   {nil, env("PATH=/bin"), true, "home=/root"},
 		"home, no file":          {func(dir string) { os.Remove(dir + "/etc/passwd") }, env("PATH=/bin"), true, "home=/ "},
 		"home, a directory":      {func(dir string) { os.Remove(dir + "/etc/passwd"); os.Mkdir(dir+"/etc/passwd", 0o755) }, env("PATH=/bin"), true, "home=/ "},

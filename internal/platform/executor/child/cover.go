@@ -4,17 +4,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/platform/executor/guards"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
-
-// coverable are the files of /proc that may be mounted over: those that tell of the
-// machine's resources, in whose place lxcfs and its like show the container's, and two
-// that checkpoints and FIPS mode are known to replace. Programs trust the rest: a volume in its
-// place tells a runtime, or whoever is set up by writing to /proc, what it likes
-// (CVE-2019-16884, CVE-2019-19921), and hides what is masked and read-only.
-var coverable = [...]string{
-	"/cpuinfo", "/diskstats", "/loadavg", "/meminfo", "/slabinfo", "/stat", "/swaps", "/uptime",
-	"/sys/crypto/fips_enabled", "/sys/kernel/ns_last_pid",
-}
 
 // mayCover tells whether the mount fd may be attached to at. path is what the specification
 // calls it; where it is the kernel says of the descriptor, so it makes no difference
@@ -55,10 +46,8 @@ func (s *state) mayCover(at, fd int, path string) *fail {
 	if below[0] != '/' {
 		return nil
 	}
-	for _, name := range coverable {
-		if below == name {
-			return nil
-		}
+	if plan.Coverable(below) {
+		return nil
 	}
 	return &fail{unix.EINVAL, path, "it is in /proc, of which only files that tell of resources (cpuinfo, diskstats, loadavg, meminfo, slabinfo, stat, swaps, uptime), sys/crypto/fips_enabled and sys/kernel/ns_last_pid may be mounted over"}
 }

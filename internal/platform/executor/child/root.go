@@ -2,10 +2,9 @@ package child
 
 import (
 	"golang.org/x/sys/unix"
-)
 
-// maxFSString is the longest string that fsconfig(2) takes.
-const maxFSString = 255
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
 
 func (s *state) put(i, fd int, dir bool, source string) {
 	for len(s.slots) <= i {
@@ -228,16 +227,8 @@ func (s *state) overlayOld(i int, l *layers) *fail {
 
 // short returns a name for path that fsconfig takes as it is.
 func short(path string) (string, *fail) {
-	if len(path) <= maxFSString {
-		plain := true
-		for i := range len(path) {
-			if c := path[i]; c == '\\' || c == ',' || c == ':' {
-				plain = false
-			}
-		}
-		if plain {
-			return path, nil
-		}
+	if plan.Short(path) {
+		return path, nil
 	}
 	return byFD(path)
 }

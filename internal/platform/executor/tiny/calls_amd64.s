@@ -4,7 +4,7 @@
 // address is at 0x4001f0. An entry is the number, six arguments, and what to do when the
 // result is below, at or above zero, 16 bits each: how many entries to leave out, or with
 // 0x100 to end with the status of the low bits, or with 0x200 to do so after a message to
-// the descriptor at 0x4001f8. All jumps are relative, and only the stack is written.
+// the descriptor at 0x4001f8. The last 16 bits are an error that counts as zero. All jumps are relative, and only the stack is written.
 TEXT ·callsCode(SB), NOSPLIT|NOFRAME, $0
 	MOVQ    $0x4001f0, R12
 	MOVQ    0(R12), BX
@@ -18,11 +18,14 @@ next:
 	MOVQ    40(BX), R8
 	MOVQ    48(BX), R9
 	SYSCALL
-	MOVWQZX 56(BX), R13
-	CMPQ    AX, $0
-	JLT     then
 	MOVWQZX 58(BX), R13
+	MOVWQZX 62(BX), R14
+	ADDQ    AX, R14
 	JEQ     then
+	CMPQ    AX, $0
+	JEQ     then
+	MOVWQZX 56(BX), R13
+	JLT     then
 	MOVWQZX 60(BX), R13
 
 then:

@@ -16,11 +16,14 @@ next:
 	MOVD  40(R19), R4
 	MOVD  48(R19), R5
 	SVC
-	MOVHU 56(R19), R21
-	CMP   $0, R0
-	BLT   then
 	MOVHU 58(R19), R21
+	MOVHU 62(R19), R22
+	ADD   R0, R22
+	CBZ   R22, then
+	CMP   $0, R0
 	BEQ   then
+	MOVHU 56(R19), R21
+	BLT   then
 	MOVHU 60(R19), R21
 
 then:

@@ -1,6 +1,10 @@
 package tiny
 
-import "github.com/orlop-io/orlop/internal/platform/executor/plan"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+)
 
 // Program is a list of system calls, made in order.
 type Program struct {
@@ -21,8 +25,12 @@ func End(status uint8) Then { return 1<<8 | Then(status) }
 // Report ends the program with plan.NotExecuted, after a message (Failed) to its channel.
 const Report Then = 2<<8 | plan.NotExecuted
 
-// Results are what happens with a call, by what it returns: an error, zero, or more.
-type Results struct{ Error, Zero, More Then }
+// Results are what happens with a call, by what it returns: an error, zero, or more. What
+// follows the error But, if one is named, is what follows zero.
+type Results struct {
+	Error, Zero, More Then
+	But               unix.Errno
+}
 
 // Call adds a call. If it fails, the program reports it and ends.
 func (p *Program) Call(nr uintptr, args ...uint64) { p.On(Results{Error: Report}, nr, args...) }
@@ -40,7 +48,7 @@ func (p *Program) On(r Results, nr uintptr, args ...uint64) {
 	var words [record / 8]uint64
 	words[0] = uint64(nr)
 	copy(words[1:7], args)
-	words[7] = uint64(r.Error) | uint64(r.Zero)<<16 | uint64(r.More)<<32
+	words[7] = uint64(r.Error) | uint64(r.Zero)<<16 | uint64(r.More)<<32 | uint64(r.But)<<48
 	for _, v := range words {
 		p.table = word(p.table, v)
 	}

@@ -1,0 +1,462 @@
+package executor
+
+import (
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop-io/orlop/internal/platform/executor/guards"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
+	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
+)
+
+// Mounts: see child/root.go, child/mount.go, child/cover.go and child/pivot.go.
+
+// slot is a mount, or tree of mounts, that is attached nowhere.
+type slot struct {
+	fd   uint64
+	dir  bool
+	proc bool // may be mounted on /proc
+}
+
+// kernelMount is a filesystem that was mounted on /proc or /sys.
+type kernelMount struct {
+	path, fstype string
+	fd           uint64
+}
+
+func itoa(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func (s *straight) put(i uint64, sl slot) {
+	for uint64(len(s.slots)) <= i {
+		s.slots = append(s.slots, slot{})
+	}
+	s.slots[i] = sl
+}
+
+// loUp brings up the loopback interface of a network namespace, which is down in a new one.
+func (s *straight) loUp() {
+	p := &s.program
+	fd := s.opens(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	lo := make([]byte, 40) // struct ifreq of netdevice(7)
+	copy(lo, "lo")
+	lo[unix.IFNAMSIZ] = unix.IFF_UP
+	p.Call(unix.SYS_IOCTL, fd, unix.SIOCSIFFLAGS, p.Data(lo))
+	s.closes(fd)
+}
+
+// tree clones the mount at a path of the host.
+func (s *straight) tree(i uint64, recursive bool, path string) bool {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return false
+	}
+	flags := uint64(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd := s.opens(unix.SYS_OPEN_TREE, here, s.program.String(path), flags)
+	s.put(i, slot{fd: fd, dir: st.Mode&unix.S_IFMT == unix.S_IFDIR})
+	return true
+}
+
+// config adds a word to a filesystem context (fsconfig(2)).
+func (s *straight) config(fs uint64, key, value string) {
+	p := &s.program
+	p.Call(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, p.String(key), p.String(value), 0)
+}
+
+func (s *straight) flag(fs uint64, key string) {
+	p := &s.program
+	p.Call(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, p.String(key), 0, 0)
+}
+
+// mounted makes the filesystem of a context, and a mount of it in the context's place.
+func (s *straight) mounted(fs, attr uint64) (fd uint64) {
+	s.program.Call(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	fd = s.opens(unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, attr)
+	s.closes(fs)
+	return fd
+}
+
+// newFS makes a mount of a new filesystem that is attached nowhere.
+func (s *straight) newFS(fstype, source string, opts []string, attr uint64) (fd uint64) {
+	fs := s.opens(unix.SYS_FSOPEN, s.program.String(fstype), unix.FSOPEN_CLOEXEC)
+	if source != "" {
+		s.config(fs, "source", source)
+	}
+	for _, o := range opts {
+		if key, value, ok := strings.Cut(o, "="); ok {
+			s.config(fs, key, value)
+		} else {
+			s.flag(fs, o)
+		}
+	}
+	return s.mounted(fs, attr)
+}
+
+// overlay mounts the root's layers. Those that belong to the ids of a user namespace are
+// orlop-init's.
+func (s *straight) overlay(o *plan.Op) bool {
+	p := &s.program
+	i, volatile, inside, uid, gid, old := o.N[0], o.N[1] != 0, o.N[2] != 0, o.N[3], o.N[4], o.N[5] != 0
+	upper, work, lower, at := o.S[0], o.S[1], o.S[2:len(o.S)-1], o.S[len(o.S)-1]
+	if inside || uid != 0 || gid != 0 {
+		return false
+	}
+	byFD := func(path string) string {
+		return "/proc/self/fd/" + itoa(s.opens(unix.SYS_OPENAT, here, p.String(path), unix.O_PATH|unix.O_CLOEXEC, 0))
+	}
+	if old {
+		var opts strings.Builder
+		for n, dir := range lower {
+			opts.WriteString([]string{"lowerdir=", ":"}[min(n, 1)] + byFD(dir))
+		}
+		flags := uint64(unix.MS_RDONLY)
+		if upper != "" {
+			opts.WriteString(",upperdir=" + byFD(upper) + ",workdir=" + byFD(work))
+			flags = 0
+			if volatile {
+				opts.WriteString(",volatile")
+			}
+		}
+		if opts.Len() > unix.Getpagesize()-16 {
+			return false
+		}
+		overlay := p.String("overlay")
+		p.Call(unix.SYS_MOUNT, overlay, p.String(at), overlay, flags, p.String(opts.String()))
+		s.put(i, slot{fd: s.opens(unix.SYS_OPEN_TREE, here, p.String(at), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), dir: true})
+		return true
+	}
+	short := func(path string) string {
+		if plan.Short(path) {
+			return path
+		}
+		return byFD(path)
+	}
+	fs := s.opens(unix.SYS_FSOPEN, p.String("overlay"), unix.FSOPEN_CLOEXEC)
+	s.config(fs, "source", "overlay")
+	for _, dir := range lower {
+		s.config(fs, "lowerdir+", short(dir))
+	}
+	attr := uint64(unix.MOUNT_ATTR_RDONLY)
+	if upper != "" {
+		s.config(fs, "upperdir", short(upper))
+		s.config(fs, "workdir", short(work))
+		if volatile {
+			s.flag(fs, "volatile")
+		}
+		attr = 0
+	}
+	s.put(i, slot{fd: s.mounted(fs, attr), dir: true})
+	return true
+}
+
+// setattr is mount_setattr(2) on an open mount.
+func (s *straight) setattr(fd, set, clear, propagation uint64, recursive bool) {
+	p := &s.program
+	flags := uint64(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	const size = uint64(unsafe.Sizeof(unix.MountAttr{}))
+	p.Call(unix.SYS_MOUNT_SETATTR, fd, p.String(""), flags, p.Words(set, clear, propagation, 0), size)
+}
+
+// propagate changes the propagation of a mount by its path.
+func (s *straight) propagate(flags uint64, path string) {
+	p := &s.program
+	none := p.String("")
+	p.Call(unix.SYS_MOUNT, none, p.String(path), none, flags, none)
+}
+
+// enterRoot attaches the root to a directory of the host.
+func (s *straight) enterRoot(i uint64, at string) {
+	p := &s.program
+	s.root, s.at = s.slots[i].fd, at
+	p.Call(unix.SYS_MOVE_MOUNT, s.root, p.String(""), here, p.String(at), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	whole := s.where(s.root)
+	s.rootAt = func(said []byte) string {
+		// Longer than the directory it was called, it could take the room of what is asked below.
+		if path, ok := whole(said); ok && len(path) <= len(at)+8 {
+			return path
+		}
+		return ""
+	}
+	s.check(func(said []byte) bool { return s.rootAt(said) != "" })
+}
+
+// place attaches a mount to what a path was found to be.
+func (s *straight) place(fd, at uint64, path string) {
+	p := &s.program
+	s.window(guards.ByDescriptor)
+	none := p.String("")
+	if !guards.ByDescriptor.On() {
+		p.Call(unix.SYS_MOVE_MOUNT, fd, none, here, p.String(s.at+path), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+		return
+	}
+	p.Call(unix.SYS_MOVE_MOUNT, fd, none, at, none, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// mayCover has the parent judge whether something may be mounted there: not over the root,
+// not over /proc but by a proc filesystem, nor over what is in it but for some files. /proc is
+// where its filesystem is mounted, on a directory that is no link.
+func (s *straight) mayCover(at uint64, proc bool) {
+	where := s.where(at)
+	s.check(func(said []byte) bool {
+		path, whole := where(said)
+		root := strings.TrimSuffix(s.rootAt(said), "/")
+		if path == root {
+			return false
+		}
+		below, in := strings.CutPrefix(path, root+"/proc")
+		if !in || !guards.ProcUncovered.On() {
+			return true
+		}
+		return below == "" && proc || below != "" && below[0] != '/' || whole && plan.Coverable(below)
+	})
+}
+
+// mount mounts a new filesystem: see plan.Mount.
+func (s *straight) mount(attr, flags, propagation uint64, args []string) bool {
+	path, fstype, source, opts := args[0], args[1], args[2], args[3:]
+	mode := false
+	for _, o := range opts {
+		mode = mode || strings.HasPrefix(o, "mode=")
+	}
+	// A tmpfs without a mode has that of the directory which it covers.
+	if flags&plan.MountCopyUp != 0 || fstype == "tmpfs" && !mode {
+		return false
+	}
+	strict := flags&plan.MountStrict != 0
+	var resolve uint64
+	if strict && guards.RealProc.On() {
+		resolve = unix.RESOLVE_NO_SYMLINKS
+	}
+	at, ok := s.makePath(path, true, 0o755, resolve)
+	if !ok {
+		return false
+	}
+	fd := s.newFS(fstype, source, opts, attr)
+	s.mayCover(at, fstype == "proc")
+	s.place(fd, at, path)
+	if propagation != 0 {
+		s.setattr(fd, 0, 0, propagation, true)
+	}
+	s.closes(at)
+	if strict {
+		s.kernel = append(s.kernel, kernelMount{path, fstype, fd})
+	} else {
+		s.closes(fd)
+	}
+	return true
+}
+
+// attach puts the mount in a slot at a path.
+func (s *straight) attach(i uint64, path string, propagation uint64, recursive bool) bool {
+	sl := s.slots[i]
+	mode := uint64(0o644)
+	if sl.dir {
+		mode = 0o755
+	}
+	at, ok := s.makePath(path, sl.dir, mode, 0)
+	if !ok {
+		return false
+	}
+	s.mayCover(at, sl.proc)
+	s.place(sl.fd, at, path)
+	if propagation != 0 {
+		s.setattr(sl.fd, 0, 0, propagation, recursive)
+	}
+	s.closes(at)
+	s.closes(sl.fd)
+	return true
+}
+
+func (s *straight) pathAttr(path string, set, clear uint64, recursive bool) {
+	fd := s.open(path, unix.O_PATH)
+	s.setattr(fd, set, clear, 0, recursive)
+	s.closes(fd)
+}
+
+// device makes a device node. Something that is there is for orlop-init to look at.
+func (s *straight) device(path string, mode, dev, uid, gid uint64) bool {
+	dir, name, ok := s.parent(path)
+	if !ok {
+		return false
+	}
+	p := &s.program
+	at := p.String(name)
+	p.Call(unix.SYS_MKNODAT, dir, at, mode, dev)
+	if uid != 0 || gid != 0 {
+		p.Call(unix.SYS_FCHOWNAT, dir, at, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return true
+}
+
+func (s *straight) symlink(target, path string) bool {
+	dir, name, ok := s.parent(path)
+	if !ok {
+		return false
+	}
+	p := &s.program
+	p.On(tiny.Results{Error: tiny.Report, But: unix.EEXIST}, unix.SYS_SYMLINKAT, p.String(target), dir, p.String(name))
+	return true
+}
+
+// hidden is a path of a specification's masked and read-only ones.
+type hidden struct {
+	path   string
+	exists bool
+	dir    bool
+	fd     uint64 // of the filesystem that is mounted above it
+	below  string
+}
+
+// inKernel tells what is at a path in /proc or /sys. The container's are of the same kernel
+// as the host's, which are looked at; that they are alike is seen when it is opened. What is
+// somewhere else is orlop-init's.
+func (s *straight) inKernel(path string) (h hidden, ok bool) {
+	for i := len(s.kernel) - 1; i >= 0; i-- {
+		m := s.kernel[i]
+		below, in := strings.CutPrefix(path, m.path+"/")
+		if !in || below == "" {
+			continue
+		}
+		h = hidden{path: path, fd: m.fd, below: below}
+		host := "/sys"
+		if m.fstype == "proc" {
+			host = "/proc"
+		}
+		var st unix.Stat_t
+		err := unix.Stat(host+"/"+below, &st)
+		h.exists, h.dir = err == nil, st.Mode&unix.S_IFMT == unix.S_IFDIR
+		return h, err == nil || err == unix.ENOENT
+	}
+	return h, false
+}
+
+// openKernel opens what is to be hidden; there must be nothing where nothing was expected.
+func (s *straight) openKernel(h hidden) (at uint64) {
+	s.window(guards.MasksByMount)
+	args := s.inRoot(h.path, unix.O_PATH, 0)
+	if guards.MasksByMount.On() {
+		args = append([]uint64{h.fd}, s.how(h.below, unix.O_PATH, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)...)
+	}
+	if h.exists {
+		return s.opens(unix.SYS_OPENAT2, args...)
+	}
+	s.program.On(tiny.Results{Error: tiny.Report, But: unix.ENOENT, More: tiny.Report}, unix.SYS_OPENAT2, args...)
+	return 0
+}
+
+// clone clones the single mount that a descriptor is on, or all that is mounted there.
+func (s *straight) clone(fd, recursive uint64) uint64 {
+	return s.opens(unix.SYS_OPEN_TREE, fd, s.program.String(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|recursive)
+}
+
+// openNull opens the container's null device, and has the parent make sure that it is it.
+func (s *straight) openNull(flags uint64) uint64 {
+	if !guards.NullChecked.On() {
+		return s.open("/dev/null", flags)
+	}
+	null := s.open("/dev/null", flags|unix.O_NOFOLLOW)
+	s.window(guards.NullChecked)
+	file := s.stat(null)
+	s.check(func(said []byte) bool { return isDevice(statAt(said, file), 1, 3) })
+	return null
+}
+
+// mask hides files under the null device, directories under an empty filesystem, of which
+// there is one.
+func (s *straight) mask(paths []string) bool {
+	if !guards.Masked.On() {
+		return true
+	}
+	var null, empty uint64
+	for _, path := range paths {
+		h, ok := s.inKernel(path)
+		if !ok {
+			return false
+		}
+		at := s.openKernel(h)
+		if !h.exists {
+			continue
+		}
+		var m uint64
+		switch {
+		case !h.dir:
+			if null == 0 {
+				null = s.openNull(unix.O_PATH)
+			}
+			m = s.clone(null, 0)
+		case empty == 0:
+			empty = s.newFS("tmpfs", "tmpfs", []string{"ro", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY)
+			m = empty
+		default:
+			m = s.clone(empty, 0)
+		}
+		s.place(m, at, path)
+		s.closes(at)
+		if m != empty {
+			s.closes(m)
+		}
+	}
+	for _, fd := range []uint64{null, empty} {
+		if fd != 0 {
+			s.closes(fd)
+		}
+	}
+	return true
+}
+
+// readOnly binds each path over itself, read-only.
+func (s *straight) readOnly(paths []string) bool {
+	if !guards.ReadOnly.On() {
+		return true
+	}
+	for _, path := range paths {
+		h, ok := s.inKernel(path)
+		if !ok {
+			return false
+		}
+		at := s.openKernel(h)
+		if !h.exists {
+			continue
+		}
+		m := s.clone(at, unix.AT_RECURSIVE)
+		s.setattr(m, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		s.place(m, at, path)
+		s.closes(at)
+		s.closes(m)
+	}
+	return true
+}
+
+// pivot makes the container's root the process's.
+func (s *straight) pivot() {
+	p := &s.program
+	dot := p.String(".")
+	p.Call(unix.SYS_FCHDIR, s.root)
+	p.Call(unix.SYS_PIVOT_ROOT, dot, dot)
+	if guards.OldRoot.On() {
+		p.Call(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	}
+	s.at = ""
+	p.Call(unix.SYS_CHDIR, p.String("/"))
+}
+
+// sysctl writes a value for the namespaces that the process is in.
+func (s *straight) sysctl(name, value string) {
+	p := &s.program
+	var fd uint64
+	if guards.HostProc.On() {
+		fd = s.beneath(s.proc, "sys/"+name, unix.O_WRONLY, unix.RESOLVE_NO_SYMLINKS)
+	} else {
+		fd = s.opens(unix.SYS_OPENAT, here, p.String("/proc/sys/"+name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	}
+	p.Call(unix.SYS_WRITE, fd, p.Data([]byte(value)), uint64(len(value)))
+	s.closes(fd)
+}
