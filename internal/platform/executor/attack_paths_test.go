@@ -65,7 +65,7 @@ var pathAttacks = []attack{
 				c.Rootfs = root
 				s.Mounts = append(s.Mounts,
 					specs.Mount{Destination: "/volume", Type: "bind", Source: volume, Options: []string{"rbind"}},
-					specs.Mount{Destination: fmt.Sprintf("/volume/a/made%d/here", n), Type: "tmpfs", Source: "tmpfs"},
+					specs.Mount{Destination: fmt.Sprintf("/volume/a/made%d/here", n), Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
 					specs.Mount{Destination: fmt.Sprintf("/volume/a/file%d", n), Type: "bind", Source: "/etc/hostname", Options: []string{"bind"}})
 			})
 			return strings.Join(foreign(t, dir), " ")

@@ -34,10 +34,12 @@ type attack struct {
 	run func(t *testing.T) (reached string)
 }
 
-// Those on who joins a container are tried on both ways of joining.
+// Each is tried on both ways of starting: by a program, where the start has that form, and by
+// orlop-init.
 func attacks() []attack {
-	all := slices.Concat(pathAttacks, mountAttacks, processAttacks, joinAttacks)
-	for _, a := range joinAttacks {
+	each := slices.Concat(pathAttacks, mountAttacks, processAttacks, joinAttacks)
+	all := slices.Clone(each)
+	for _, a := range each {
 		all = append(all, attack{name: a.name + ", of orlop-init", without: a.without, run: func(t *testing.T) string {
 			defer byInit()()
 			return a.run(t)

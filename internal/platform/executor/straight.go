@@ -42,6 +42,7 @@ type straight struct {
 	held    uint64                   // the directory that the last device or link was made in,
 	holds   string                   // and its path
 	rootAt  func(said []byte) string // where the root was, from the host's root; "" if not where it was expected
+	ownProc bool                     // a proc filesystem is mounted on /proc
 	inside  bool                     // the working directory has been entered
 	waits   bool                     // the gate has been added
 	users   bool                     // HOME is asked for
@@ -55,8 +56,10 @@ type straight struct {
 	exe   string // what that says: the program, and
 	home  string // the variable HOME
 	after map[int]plan.Failure
-	code  plan.Code   // of the operation that is being added
-	codes []plan.Code // of each call, for what is told of a failure
+
+	warnings []string
+	code     plan.Code   // of the operation that is being added
+	codes    []plan.Code // of each call, for what is told of a failure
 }
 
 const (
@@ -114,6 +117,9 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 	// The program itself, and what the caller forgot to close.
 	s.program.Call(unix.SYS_CLOSE_RANGE, s.next, all32, 0)
 	s.gate = s.program.Room(maxWord)
+	s.ownProc = slices.ContainsFunc(b.plan.Ops, func(o plan.Op) bool {
+		return o.Code == plan.Mount && o.N[1]&plan.MountStrict != 0 && o.S[0] == "/proc" && o.S[1] == "proc"
+	})
 	for i := range b.plan.Ops {
 		o := &b.plan.Ops[i]
 		if o.Code != plan.Device && o.Code != plan.Symlink {
@@ -126,10 +132,6 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 		for len(s.codes) < s.program.Len() {
 			s.codes = append(s.codes, o.Code)
 		}
-	}
-	// Where /proc is must be certain: see mayCover.
-	if s.rootAt != nil && !slices.ContainsFunc(s.kernel, func(m kernelMount) bool { return m.path == "/proc" && m.fstype == "proc" }) {
-		return nil
 	}
 	if 1+s.size > maxMessage {
 		return nil
@@ -212,7 +214,7 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Domainname:
 		p.Call(unix.SYS_SETDOMAINNAME, p.String(o.S[0]), uint64(len(o.S[0])))
 	case plan.Sysctl:
-		s.sysctl(o.S[0], o.S[1])
+		s.writeProc("sys/"+o.S[0], o.S[1], unix.RESOLVE_NO_SYMLINKS)
 	case plan.EnterRoot:
 		p.Call(unix.SYS_CHDIR, p.String("/"))
 		s.root = s.opens(unix.SYS_OPENAT, here, p.String("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -227,7 +229,7 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.OwnStreams:
 		s.ownStreams(n(0))
 	case plan.OOMScore:
-		s.writeProc("self/oom_score_adj", strconv.Itoa(int(int32(n(0)))))
+		s.oomScore(strconv.Itoa(int(int32(n(0)))))
 	case plan.Attribute:
 		return s.attribute(o.S[0], o.S[2:])
 	case plan.Keyring:
@@ -255,7 +257,7 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Bounding:
 		s.bounding(n(0))
 	case plan.Rlimit:
-		p.Call(unix.SYS_PRLIMIT64, 0, n(0), p.Words(n(1), n(2)), 0)
+		s.rlimit(n(0), n(1), n(2), o.S[0])
 	case plan.User:
 		s.user(o.N)
 	case plan.Caps:

@@ -3,6 +3,7 @@ package executor
 import (
 	"math/bits"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -129,7 +130,7 @@ func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
 
 // nullStreams connects streams that lead nowhere to the container's null device.
 func (s *straight) nullStreams(mask uint64) bool {
-	if !guards.NullChecked.On() || !guards.OwnNull.On() {
+	if !guards.OwnNull.On() {
 		return false
 	}
 	null := s.openNull(unix.O_RDWR)
@@ -152,17 +153,54 @@ func (s *straight) ownStreams(uid uint64) {
 	}
 }
 
-// writeProc writes to a file below the host's /proc.
-func (s *straight) writeProc(name, value string) {
-	p := &s.program
-	var fd uint64
+// openProc opens a file below the host's /proc.
+func (s *straight) openProc(name string, flags, resolve uint64) (fd uint64) {
 	if guards.HostProc.On() {
-		fd = s.beneath(s.proc, name, unix.O_WRONLY, unix.RESOLVE_NO_MAGICLINKS)
-	} else {
-		fd = s.opens(unix.SYS_OPENAT, here, p.String("/proc/"+name), unix.O_WRONLY, 0)
+		return s.beneath(s.proc, name, flags, resolve)
 	}
+	return s.opens(unix.SYS_OPENAT, here, s.program.String("/proc/"+name), flags|unix.O_CLOEXEC, 0)
+}
+
+// writeProc writes to a file below the host's /proc.
+func (s *straight) writeProc(name, value string, resolve uint64) {
+	p := &s.program
+	fd := s.openProc(name, unix.O_WRONLY, resolve)
 	p.Call(unix.SYS_WRITE, fd, p.Data([]byte(value)), uint64(len(value)))
 	s.closes(fd)
+}
+
+// oomScore sets the score, or leaves it where the machine does not allow so low a one.
+func (s *straight) oomScore(adj string) {
+	p := &s.program
+	fd := s.openProc("self/oom_score_adj", unix.O_RDWR, unix.RESOLVE_NO_MAGICLINKS)
+	p.On(tiny.Results{Error: tiny.Report, But: unix.EACCES}, unix.SYS_WRITE, fd, p.Data([]byte(adj)), uint64(len(adj)))
+	const size = 8
+	room := p.Room(size)
+	p.Call(unix.SYS_PREAD64, fd, room, size, 0)
+	s.closes(fd)
+	at := s.tell(room, size)
+	s.check(func(said []byte) bool {
+		if now, _, _ := strings.Cut(string(said[at:at+size]), "\n"); now != adj {
+			s.warnings = append(s.warnings, plan.ScoreKept(adj))
+		}
+		return true
+	})
+}
+
+// rlimit sets a limit: the highest that is allowed, where this process may not raise its own,
+// which the program inherits.
+func (s *straight) rlimit(resource, soft, hard uint64, name string) {
+	var now unix.Rlimit
+	if ownCaps()&(1<<unix.CAP_SYS_RESOURCE) == 0 && unix.Getrlimit(int(resource), &now) == nil && hard > now.Max {
+		limit := plan.Unlimited
+		if now.Max != unix.RLIM_INFINITY {
+			limit = itoa(now.Max)
+		}
+		hard, soft = now.Max, min(soft, now.Max)
+		s.warnings = append(s.warnings, plan.LimitKept(name, limit))
+	}
+	p := &s.program
+	p.Call(unix.SYS_PRLIMIT64, 0, resource, p.Words(soft, hard), 0)
 }
 
 // attribute writes to the first of the files that exists.
@@ -173,7 +211,7 @@ func (s *straight) attribute(value string, paths []string) bool {
 	if i < 0 {
 		return false
 	}
-	s.writeProc(paths[i], value)
+	s.writeProc(paths[i], value, unix.RESOLVE_NO_MAGICLINKS)
 	return true
 }
 

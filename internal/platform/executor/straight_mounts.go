@@ -201,22 +201,40 @@ func (s *straight) place(fd, at uint64, path string) {
 }
 
 // mayCover has the parent judge whether something may be mounted there: not over the root,
-// not over /proc but by a proc filesystem, nor over what is in it but for some files. /proc is
-// where its filesystem is mounted, on a directory that is no link.
+// not over /proc but by a proc filesystem, nor over what is in it but for some files.
 func (s *straight) mayCover(at uint64, proc bool) {
-	where := s.where(at)
+	where, whereProc := s.where(at), s.whereProc()
 	s.check(func(said []byte) bool {
 		path, whole := where(said)
-		root := strings.TrimSuffix(s.rootAt(said), "/")
+		root := s.rootAt(said)
 		if path == root {
 			return false
 		}
-		below, in := strings.CutPrefix(path, root+"/proc")
+		below, in := strings.CutPrefix(path, whereProc(said, strings.TrimSuffix(root, "/")))
 		if !in || !guards.ProcUncovered.On() {
 			return true
 		}
 		return below == "" && proc || below != "" && below[0] != '/' || whole && plan.Coverable(below)
 	})
+}
+
+// whereProc has the parent know where /proc is. Where its filesystem is mounted that is on a
+// directory of the root. Otherwise an image may have a link there, which leads somewhere or, so
+// far, nowhere.
+func (s *straight) whereProc() (told func(said []byte, root string) string) {
+	if s.ownProc {
+		return func(said []byte, root string) string { return root + "/proc" }
+	}
+	fd := s.take()
+	s.program.On(tiny.Results{Error: tiny.Skip(2)}, unix.SYS_OPENAT2, s.inRoot("/proc", unix.O_PATH, 0)...)
+	where := s.where(fd)
+	s.closes(fd)
+	return func(said []byte, root string) string {
+		if path, _ := where(said); path != "" {
+			return path
+		}
+		return root + "/proc"
+	}
 }
 
 // mount mounts a new filesystem: see plan.Mount.
@@ -311,14 +329,14 @@ type hidden struct {
 	path   string
 	exists bool
 	dir    bool
-	fd     uint64 // of the filesystem that is mounted above it
-	below  string
+	fd     uint64 // of the filesystem of the kernel that is mounted above it, and
+	below  string // the path from there, "" if there is none
 }
 
-// inKernel tells what is at a path in /proc or /sys. The container's are of the same kernel
-// as the host's, which are looked at; that they are alike is seen when it is opened. What is
-// somewhere else is orlop-init's.
-func (s *straight) inKernel(path string) (h hidden, ok bool) {
+// hidden tells what to expect at a path. The container's /proc and /sys are of the same kernel
+// as the host's, which are looked at, and elsewhere there is nothing as a rule. Whether that is
+// so is seen when it is opened.
+func (s *straight) hidden(path string) (h hidden, ok bool) {
 	for i := len(s.kernel) - 1; i >= 0; i-- {
 		m := s.kernel[i]
 		below, in := strings.CutPrefix(path, m.path+"/")
@@ -335,14 +353,14 @@ func (s *straight) inKernel(path string) (h hidden, ok bool) {
 		h.exists, h.dir = err == nil, st.Mode&unix.S_IFMT == unix.S_IFDIR
 		return h, err == nil || err == unix.ENOENT
 	}
-	return h, false
+	return hidden{path: path}, true
 }
 
-// openKernel opens what is to be hidden; there must be nothing where nothing was expected.
-func (s *straight) openKernel(h hidden) (at uint64) {
+// openHidden opens what is to be hidden; there must be nothing where nothing was expected.
+func (s *straight) openHidden(h hidden) (at uint64) {
 	s.window(guards.MasksByMount)
 	args := s.inRoot(h.path, unix.O_PATH, 0)
-	if guards.MasksByMount.On() {
+	if h.below != "" && guards.MasksByMount.On() {
 		args = append([]uint64{h.fd}, s.how(h.below, unix.O_PATH, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)...)
 	}
 	if h.exists {
@@ -377,11 +395,11 @@ func (s *straight) mask(paths []string) bool {
 	}
 	var null, empty uint64
 	for _, path := range paths {
-		h, ok := s.inKernel(path)
+		h, ok := s.hidden(path)
 		if !ok {
 			return false
 		}
-		at := s.openKernel(h)
+		at := s.openHidden(h)
 		if !h.exists {
 			continue
 		}
@@ -418,11 +436,11 @@ func (s *straight) readOnly(paths []string) bool {
 		return true
 	}
 	for _, path := range paths {
-		h, ok := s.inKernel(path)
+		h, ok := s.hidden(path)
 		if !ok {
 			return false
 		}
-		at := s.openKernel(h)
+		at := s.openHidden(h)
 		if !h.exists {
 			continue
 		}
@@ -446,17 +464,4 @@ func (s *straight) pivot() {
 	}
 	s.at = ""
 	p.Call(unix.SYS_CHDIR, p.String("/"))
-}
-
-// sysctl writes a value for the namespaces that the process is in.
-func (s *straight) sysctl(name, value string) {
-	p := &s.program
-	var fd uint64
-	if guards.HostProc.On() {
-		fd = s.beneath(s.proc, "sys/"+name, unix.O_WRONLY, unix.RESOLVE_NO_SYMLINKS)
-	} else {
-		fd = s.opens(unix.SYS_OPENAT, here, p.String("/proc/sys/"+name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	}
-	p.Call(unix.SYS_WRITE, fd, p.Data([]byte(value)), uint64(len(value)))
-	s.closes(fd)
 }

@@ -87,6 +87,7 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 			for i, told := range s.clocks { // struct timespec
 				at.at[i] = *(*int64)(unsafe.Pointer(&msg[1+told]))*1e9 + *(*int64)(unsafe.Pointer(&msg[9+told]))
 			}
+			p.warnings = append(p.warnings, s.warnings...)
 			e.warn(ctx, p)
 			ready = true
 			return p, nil
@@ -99,6 +100,7 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 
 // unusual notes why orlop-init takes its turn.
 func (e *Executor) unusual(ctx context.Context, id, what string) {
+	e.again.Add(1)
 	e.log.DebugContext(ctx, "a start is done over by orlop-init", "container", id, "why", what)
 }
 

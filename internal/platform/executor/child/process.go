@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop-io/orlop/internal/platform/executor/guards"
+	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 )
 
 // sysctl writes a value for the namespaces that the child is in. Names were checked by
@@ -31,7 +32,7 @@ func (s *state) sysctl(name, value string) *fail {
 func (s *state) oomScore(adj int32) *fail {
 	f := s.writeProc("self/oom_score_adj", itoa(int(adj)), itoa(int(adj)))
 	if f != nil && (f.errno == unix.EACCES || f.errno == unix.EPERM) {
-		warn("oom_score_adj " + itoa(int(adj)) + " is lower than this machine allows without CAP_SYS_RESOURCE; it is left as it is")
+		warn(plan.ScoreKept(itoa(int(adj))))
 		return nil
 	}
 	return f
@@ -54,7 +55,7 @@ func rlimit(resource int, soft, hard uint64, name string) *fail {
 	if e := prlimit(resource, &lim, nil); e != 0 {
 		return raw(e, name)
 	}
-	warn(name + ": a hard limit above " + limit(now.Max) + " needs CAP_SYS_RESOURCE, which this machine lacks; it is set to that")
+	warn(plan.LimitKept(name, limit(now.Max)))
 	return nil
 }
 
@@ -76,7 +77,7 @@ func supplemental() []uint32 {
 
 func limit(v uint64) string {
 	if v == unix.RLIM_INFINITY {
-		return "unlimited"
+		return plan.Unlimited
 	}
 	return itoa(int(v))
 }
