@@ -229,7 +229,7 @@ func TestStraightContainer(t *testing.T) {
 				}
 				s := spec("sh", "-c", `hostname; pwd; id; echo $HOME; cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax /data/in /proc/self/oom_score_adj
 					sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //; s/(master|shared):[0-9]+/\1/g; s/(upper|work)dir=[^, ]*//g; s/lowerdir[^ ,]*//g; s/uuid=on,//' /proc/self/mountinfo | sort
-					grep -E '^(Umask|Uid|Gid|Groups|SigBlk|SigIgn|Cap|NoNew|Seccomp|Cpus)' /proc/self/status; cat /proc/self/limits; env | sort; ls -l /proc/self/fd /dev | sed -E 's/[A-Z][a-z][a-z] +[0-9]+ +[0-9:]+ //; s/pipe:.*//; s/[0-9]+ -> .proc.*//'; ls -ld /var /data /shared /a /b /b/c /d /d/e /d/e/f /g /h /h/i /j/k/l /m/n/o/p /m/n /etc /tmp /dangling | sed -E 's/[A-Z][a-z][a-z] +[0-9]+ +[0-9:]+ //'; ip -o link show lo | cut -c1-40; cat /proc/sys/net/ipv4/ip_unprivileged_port_start`)
+					grep -E '^(Umask|Uid|Gid|Groups|SigBlk|SigIgn|Cap|NoNew|Seccomp|Cpus)' /proc/self/status; cat /proc/self/limits; env | sort; ls -l /proc/self/fd /dev 2>/dev/null | sed -E 's/[A-Z][a-z][a-z] +[0-9]+ +[0-9:]+ //; s/pipe:.*//; s/[0-9]+ -> .proc.*//'; ls -ld /var /data /shared /a /b /b/c /d /d/e /d/e/f /g /h /h/i /j/k/l /m/n/o/p /m/n /etc /tmp /dangling 2>/dev/null | sed -E 's/[A-Z][a-z][a-z] +[0-9]+ +[0-9:]+ //'; ip -o link show lo | cut -c1-40; cat /proc/sys/net/ipv4/ip_unprivileged_port_start`)
 				// Go's runtime raises it where nobody says what it is to be.
 				s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 200, Hard: 300}}
 				c := Config{ID: "straight", Spec: s, Rootfs: layers(t, root)}
