@@ -118,7 +118,13 @@ func OpenGate(ctx context.Context, path string) error {
 	if len(said) == 0 || said[0] != plan.MsgGo {
 		return errs.New(errs.FailedPrecondition, "open gate %s: the process ended before it was started", path)
 	}
-	if err := passed(said[1:]); err != nil {
+	said = said[1:]
+	if after, rest, ok := decodeCalls(said); !ok {
+		err = passed(said)
+	} else if len(rest) > 0 {
+		err = failedCall(after, rest)
+	}
+	if err != nil {
 		return fmt.Errorf("open gate %s: %w", path, err)
 	}
 	return nil

@@ -126,7 +126,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 			if err := b.schedule(p); err != nil {
 				return nil, err
 			}
-			if err := b.release(ctx, p, ch); err != nil {
+			if err := b.release(ctx, p, ch, []byte{plan.MsgGo}); err != nil {
 				return nil, err
 			}
 			e.warn(ctx, p)
@@ -158,8 +158,9 @@ func (b *builder) arrived(pid int) error {
 	return b.delegate()
 }
 
-// release lets a process that waits at a gate of its own live without its parent.
-func (b *builder) release(ctx context.Context, p *Process, ch *channel) error {
+// release lets a process that waits at a gate of its own live without its parent. word is what it
+// waits for.
+func (b *builder) release(ctx context.Context, p *Process, ch *channel, word []byte) error {
 	if b.gate == nil {
 		return nil
 	}
@@ -169,7 +170,7 @@ func (b *builder) release(ctx context.Context, p *Process, ch *channel) error {
 			return err
 		}
 	}
-	if _, err := ch.file.Write([]byte{plan.MsgGo}); errors.Is(err, unix.EPIPE) {
+	if _, err := ch.file.Write(word); errors.Is(err, unix.EPIPE) {
 		return p.died("at the gate")
 	} else if err != nil {
 		return contextual(ctx, err)

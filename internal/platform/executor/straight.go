@@ -31,7 +31,8 @@ type straight struct {
 	program tiny.Program
 	files   []*os.File        // the process's descriptors, from 0 on; nil is the null device
 	fds     map[uint64]uint64 // of the plan's descriptors, those of the process
-	channel uint64            // the socket's
+	channel uint64            // the socket's; after it comes the gate's, if it is a FIFO
+	kept    uint64            // those from here on lead to the host, or are not needed after the gate
 	proc    uint64            // the host's /proc
 	next    uint64            // the number that the next descriptor gets, but for those that are
 	free    []uint64          // free again, in order
@@ -52,13 +53,15 @@ type straight struct {
 	clocks []int    // where in it the times are
 	checks []check
 
-	gate  uint64 // where the parent's word goes
-	exe   string // what that says: the program, and
-	home  string // the variable HOME
+	fifo  *os.File // the gate, nil where it is the parent's word
+	gate  uint64   // where the parent's word goes
+	exe   string   // what that says: the program, and
+	home  string   // the variable HOME
 	after map[int]plan.Failure
 
 	warnings []string
 	code     plan.Code   // of the operation that is being added
+	rest     []plan.Op   // the operations after it
 	codes    []plan.Code // of each call, for what is told of a failure
 }
 
@@ -75,11 +78,11 @@ const (
 )
 
 // straight returns the plan as a program, nil where it is not one: then it is orlop-init's.
-// That is so for a process in a user or time namespace, or that waits at a gate of its own or is given
-// network devices, and for what add does not know: listeners of seccomp profiles, hooks, pauses.
+// That is so for a process in a user or time namespace, or that is given network devices, and
+// for what add does not know: listeners of seccomp profiles, hooks, pauses.
 func (b *builder) straight(stdio [3]*os.File) *straight {
 	first := b.pidfd == nil
-	if b.crosses() || b.gate != nil || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
+	if b.crosses() || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
 		return nil
 	}
 	// What is mounted and written for a container is in its group, and its groups' namespace too.
@@ -97,8 +100,18 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 	s.files = append(append(s.files, stdio[:]...), b.extra...)
 	s.channel = s.give(nil)
 	s.program.Channel(s.channel)
+	s.kept = s.channel + 1
+	if b.gate != nil {
+		s.fifo = b.gate
+		s.give(b.gate)
+		s.kept++
+	}
 	for i, f := range b.files {
-		if !slices.Contains(b.extra, f) {
+		switch {
+		case slices.Contains(b.extra, f):
+		case f == b.gate:
+			s.fds[uint64(plan.FirstFD+i)] = s.channel + 1
+		default:
 			s.fds[uint64(plan.FirstFD+i)] = s.give(f)
 		}
 	}
@@ -125,7 +138,7 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 		if o.Code != plan.Device && o.Code != plan.Symlink {
 			s.release()
 		}
-		s.code = o.Code
+		s.code, s.rest = o.Code, b.plan.Ops[i+1:]
 		if !s.add(o) {
 			return nil
 		}
@@ -272,6 +285,9 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Lookup:
 		return s.lookup(o.S[0], o.S[1])
 	case plan.Gate:
+		if len(o.N) > 0 {
+			return s.hold(s.fds[n(0)], s.rest)
+		}
 		s.wait()
 	case plan.Seccomp:
 		filter := p.Data([]byte(o.S[0]))

@@ -88,6 +88,9 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 				at.at[i] = *(*int64)(unsafe.Pointer(&msg[1+told]))*1e9 + *(*int64)(unsafe.Pointer(&msg[9+told]))
 			}
 			p.warnings = append(p.warnings, s.warnings...)
+			if err := b.release(ctx, p, ch, s.word()); err != nil {
+				return nil, err
+			}
 			e.warn(ctx, p)
 			ready = true
 			return p, nil
@@ -142,8 +145,13 @@ func (s *straight) passed(said []byte) error {
 	if len(said) == 0 {
 		return nil
 	}
+	return failedCall(s.after, said)
+}
+
+// failedCall is the error of a call that failed after the gate.
+func failedCall(after map[int]plan.Failure, said []byte) error {
 	call, errno, ok := tiny.Failed(said)
-	f, known := s.after[call]
+	f, known := after[call]
 	if !ok || !known {
 		return errs.New(errs.Internal, "the program that starts the process sent a message that is not known: %q", said)
 	}

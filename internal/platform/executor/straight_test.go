@@ -392,7 +392,6 @@ func TestStraightNot(t *testing.T) {
 	for name, change := range map[string]func(*builder){
 		"a user namespace":     func(b *builder) { b.user = &userNS{} },
 		"a new time namespace": func(b *builder) { b.clock = true },
-		"a gate":               func(b *builder) { b.gate = os.Stdin },
 		"a class":              func(b *builder) { b.rdt = &rdt{} },
 		"network devices":      func(b *builder) { b.devs = []*netDevice{{}} },
 	} {
@@ -466,5 +465,31 @@ func TestStraightGivenUp(t *testing.T) {
 	}
 	if after := leftovers(); after != before {
 		t.Errorf("left behind:\nbefore %s\nafter  %s", before, after)
+	}
+}
+
+// TestCalls: what a program tells of its calls after a gate is read as it was written, and
+// nothing else is.
+func TestCalls(t *testing.T) {
+	rest := []plan.Op{{Code: plan.Seccomp}, {Code: plan.Caps, N: plan.N(0, 0, 0, 0b101)}, {Code: plan.Exec, S: []string{strings.Repeat("x", 2<<10)}}}
+	b := encodeCalls(40, rest)
+	after, left, ok := decodeCalls(append(b, "left"...))
+	var codes []plan.Code
+	for i := 40; i < 45; i++ {
+		codes = append(codes, after[i].Code)
+	}
+	if want := []plan.Code{plan.Seccomp, plan.Caps, plan.Caps, plan.Caps, plan.Exec}; !ok || string(left) != "left" || !slices.Equal(codes, want) || len(after) != 5 {
+		t.Errorf("got %v and %q, %v", after, left, ok)
+	}
+	if len(b) > 2<<10 {
+		t.Errorf("it takes %d bytes of the FIFO", len(b))
+	}
+	for n := range b {
+		if _, _, ok := decodeCalls(b[:n]); ok {
+			t.Errorf("%d bytes of it are read", n)
+		}
+	}
+	if _, _, ok := decodeCalls([]byte{plan.MsgCalls, 3, 0, byte(plan.Gate), 0, 0}); ok {
+		t.Error("calls without a first are read")
 	}
 }

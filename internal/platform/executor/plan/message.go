@@ -34,6 +34,7 @@ const (
 	MsgFail    = 'f' // child: a Failure
 	MsgClock   = 't' // child: what EncodeClock makes
 	MsgCrossed = 'p' // child: the first word of a process that package tiny has cloned
+	MsgCalls   = 'k' // child: what calls it makes after its gate, by whose numbers it tells of a failure
 )
 
 // EncodeClock returns the message of operation Clock: its number, and the time in
