@@ -71,8 +71,11 @@ func group(t testing.TB) *cgroup.Group {
 // BenchmarkStart is Create, Start and the end of /bin/true as pods run it: pinned
 // namespaces, the default seccomp profile, masked paths, an overlay, a cgroup.
 func BenchmarkStart(b *testing.B) {
-	for _, with := range []string{"all", "no cgroup", "no seccomp", "new net", "new user", "joined user"} {
+	for _, with := range []string{"all", "by init", "no cgroup", "no seccomp", "new net", "new user", "joined user"} {
 		b.Run(with, func(b *testing.B) {
+			if with == "by init" {
+				defer byInit()()
+			}
 			lower := image(b)
 			s := spec("/bin/true")
 			s.Hostname = ""
