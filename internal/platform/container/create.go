@@ -256,7 +256,7 @@ func (s *Store) mkdir(ctx context.Context, c *Container) error {
 // at a gate is let go of by the executor only when it has been recorded, and ends with us
 // before that: there is never one that no record tells of.
 func (c *Container) launch(ctx context.Context, o CreateOptions) (err error) {
-	if c.exec, err = executor.New(executor.Options{InitPath: c.store.o.InitPath, Once: !o.Gate, Log: c.store.o.Log}); err != nil {
+	if c.exec, err = executor.New(executor.Options{InitPath: c.store.o.InitPath, Once: true, Log: c.store.o.Log}); err != nil {
 		return err
 	}
 	g, err := c.makeGroup(c.spec)
