@@ -17,8 +17,8 @@ import (
 // between. Such a plan is written down as a program of package tiny, which has neither a
 // runtime to start nor a plan to read, and takes the place of orlop-init (straight_start.go).
 //
-// The questions are left to the parent. What it can know before, it looks at: whether the
-// source of a bind mount is a directory, what there is of the paths to mask. What only the process can find,
+// The questions are left to the parent. What it can know before, it looks at: which
+// of the paths to mask this kernel has. What only the process can find,
 // like the type of a file in the image, where a mount point is, and the first lines of
 // /etc/passwd, the program tells with its word that it is ready; the parent looks at it
 // before it opens the gate, and sends with its own word what follows from it. Where a call
@@ -188,11 +188,11 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.LoUp:
 		s.loUp()
 	case plan.Tree:
-		return s.tree(n(0), n(1) != 0, o.S[0])
+		s.tree(n(0), n(1) != 0, o.S[0])
 	case plan.Overlay:
 		return s.overlay(o)
 	case plan.NewFS:
-		s.put(n(0), slot{fd: s.newFS(o.S[0], o.S[1], o.S[2:], n(1)), dir: true, proc: o.S[0] == "proc"})
+		s.put(n(0), slot{fd: s.newFS(o.S[0], o.S[1], o.S[2:], n(1)), kind: directory, proc: o.S[0] == "proc"})
 	case plan.Propagate:
 		s.propagate(n(0), o.S[0])
 	case plan.Root:
@@ -209,7 +209,7 @@ func (s *straight) add(o *plan.Op) bool {
 		if o.S[0] == "/" {
 			return true
 		}
-		fd, ok := s.makePath(o.S[0], true, 0o755, 0)
+		fd, ok := s.makePath(o.S[0], directory, 0)
 		s.closes(fd)
 		return ok
 	case plan.Device:

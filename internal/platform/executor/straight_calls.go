@@ -91,9 +91,9 @@ func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
 	file := s.stat(master)
 	fs := p.Room(int(unsafe.Sizeof(unix.Statfs_t{})))
 	p.Call(unix.SYS_FSTATFS, master, fs)
-	kind := s.tell(fs, 8)
+	fstype := s.tell(fs, 8)
 	s.check(func(said []byte) bool {
-		return isDevice(statAt(said, file), 5, 2) && *(*int64)(unsafe.Pointer(&said[kind])) == unix.DEVPTS_SUPER_MAGIC
+		return isDevice(statAt(said, file), 5, 2) && *(*int64)(unsafe.Pointer(&said[fstype])) == unix.DEVPTS_SUPER_MAGIC
 	})
 	p.Call(unix.SYS_IOCTL, master, unix.TIOCSPTLCK, p.Words(0))
 	// Whatever else could claim to have opened a descriptor has not: the number is not in use
@@ -107,7 +107,7 @@ func (s *straight) console(rows, cols, uid uint64, bind bool) bool {
 	}
 	if bind {
 		const path = "/dev/console"
-		at, ok := s.makePath(path, false, 0o600, 0)
+		at, ok := s.makePath(path, kind{mode: 0o600}, 0)
 		if !ok || !guards.ConsolePeer.On() {
 			return false
 		}
@@ -229,7 +229,7 @@ func (s *straight) chdir(path string) bool {
 		dir = s.open(path, unix.O_PATH|unix.O_DIRECTORY)
 	} else {
 		var ok bool
-		if dir, ok = s.makePath(path, true, 0o755, 0); !ok {
+		if dir, ok = s.makePath(path, directory, 0); !ok {
 			return false
 		}
 	}

@@ -17,7 +17,7 @@ import (
 // slot is a mount, or tree of mounts, that is attached nowhere.
 type slot struct {
 	fd   uint64
-	dir  bool
+	kind kind // of its mount point
 	proc bool // may be mounted on /proc
 }
 
@@ -47,19 +47,15 @@ func (s *straight) loUp() {
 	s.closes(fd)
 }
 
-// tree clones the mount at a path of the host.
-func (s *straight) tree(i uint64, recursive bool, path string) bool {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return false
-	}
+// tree clones the mount at a path of the host. The parent does not look at that: it may be of a
+// server that does not answer.
+func (s *straight) tree(i uint64, recursive bool, path string) {
 	flags := uint64(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
 	fd := s.opens(unix.SYS_OPEN_TREE, here, s.program.String(path), flags)
-	s.put(i, slot{fd: fd, dir: st.Mode&unix.S_IFMT == unix.S_IFDIR})
-	return true
+	s.put(i, slot{fd: fd, kind: kind{like: fd}})
 }
 
 // config adds a word to a filesystem context (fsconfig(2)).
@@ -127,7 +123,7 @@ func (s *straight) overlay(o *plan.Op) bool {
 		}
 		overlay := p.String("overlay")
 		p.Call(unix.SYS_MOUNT, overlay, p.String(at), overlay, flags, p.String(opts.String()))
-		s.put(i, slot{fd: s.opens(unix.SYS_OPEN_TREE, here, p.String(at), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), dir: true})
+		s.put(i, slot{fd: s.opens(unix.SYS_OPEN_TREE, here, p.String(at), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), kind: directory})
 		return true
 	}
 	short := func(path string) string {
@@ -150,7 +146,7 @@ func (s *straight) overlay(o *plan.Op) bool {
 		}
 		attr = 0
 	}
-	s.put(i, slot{fd: s.mounted(fs, attr), dir: true})
+	s.put(i, slot{fd: s.mounted(fs, attr), kind: directory})
 	return true
 }
 
@@ -253,7 +249,7 @@ func (s *straight) mount(attr, flags, propagation uint64, args []string) bool {
 	if strict && guards.RealProc.On() {
 		resolve = unix.RESOLVE_NO_SYMLINKS
 	}
-	at, ok := s.makePath(path, true, 0o755, resolve)
+	at, ok := s.makePath(path, directory, resolve)
 	if !ok {
 		return false
 	}
@@ -275,11 +271,7 @@ func (s *straight) mount(attr, flags, propagation uint64, args []string) bool {
 // attach puts the mount in a slot at a path.
 func (s *straight) attach(i uint64, path string, propagation uint64, recursive bool) bool {
 	sl := s.slots[i]
-	mode := uint64(0o644)
-	if sl.dir {
-		mode = 0o755
-	}
-	at, ok := s.makePath(path, sl.dir, mode, 0)
+	at, ok := s.makePath(path, sl.kind, 0)
 	if !ok {
 		return false
 	}

@@ -36,14 +36,23 @@ func (s *straight) beneath(dir uint64, path string, flags, resolve uint64) uint6
 	return s.opens(unix.SYS_OPENAT2, append([]uint64{dir}, s.how(path, flags, resolve|unix.RESOLVE_BENEATH)...)...)
 }
 
+// kind is what makePath makes where nothing is: a directory, an empty file, or whichever of them
+// a descriptor is of.
+type kind struct {
+	dir  bool
+	mode uint64
+	like uint64
+}
+
+var directory = kind{dir: true, mode: 0o755}
+
 // makePath opens what is at a path, and makes it, and the directories above it, if there is
-// nothing: a directory, or an empty file. What leads over a link into nothing is
-// orlop-init's. That a file is where a directory is wanted, or the other way around, shows
-// when something is mounted on it.
-func (s *straight) makePath(path string, dir bool, mode, resolve uint64) (fd uint64, ok bool) {
+// nothing. What leads over a link into nothing is orlop-init's. That a file is where a
+// directory is wanted, or the other way around, shows when something is mounted on it.
+func (s *straight) makePath(path string, k kind, resolve uint64) (fd uint64, ok bool) {
 	p := &s.program
 	var flags uint64 = unix.O_PATH
-	if dir {
+	if k.dir {
 		flags |= unix.O_DIRECTORY
 	}
 	parts := strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
@@ -56,27 +65,34 @@ func (s *straight) makePath(path string, dir bool, mode, resolve uint64) (fd uin
 	if !guards.Walk.On() {
 		calls = 2*len(parts) + 1
 	}
+	if k.like != 0 {
+		calls += 3
+	}
 	if len(parts) == 0 || calls > 255 {
 		return 0, false
 	}
 	fd = s.take()
 	p.On(tiny.Results{Error: tiny.Report, But: unix.ENOENT, More: tiny.Skip(calls)}, unix.SYS_OPENAT2, s.inRoot(path, flags, resolve)...)
-	create := func(i int, at uint64, name string) {
-		if i == last && !dir {
-			p.Try(unix.SYS_MKNODAT, at, p.String(name), unix.S_IFREG|mode, 0)
-			return
+	create := func(i int, at uint64, name string, next uint64) {
+		switch {
+		case i < last:
+			p.Try(unix.SYS_MKDIRAT, at, p.String(name), 0o755)
+		case k.dir:
+			p.Try(unix.SYS_MKDIRAT, at, p.String(name), k.mode)
+		case k.like == 0:
+			p.Try(unix.SYS_MKNODAT, at, p.String(name), unix.S_IFREG|k.mode, 0)
+		default: // only a directory has something in it
+			p.On(tiny.Results{Error: tiny.Skip(2)}, unix.SYS_OPENAT, k.like, p.String("."), unix.O_PATH|unix.O_CLOEXEC, 0)
+			p.Try(unix.SYS_CLOSE, next)
+			p.On(tiny.Results{Error: tiny.Skip(1), Zero: tiny.Skip(1)}, unix.SYS_MKDIRAT, at, p.String(name), 0o755)
+			p.Try(unix.SYS_MKNODAT, at, p.String(name), unix.S_IFREG|0o644, 0)
 		}
-		perm := uint64(0o755)
-		if i == last {
-			perm = mode
-		}
-		p.Try(unix.SYS_MKDIRAT, at, p.String(name), perm)
 	}
 	if !guards.Walk.On() {
 		at := s.at
 		for i, name := range parts {
 			at += "/" + name
-			create(i, here, at)
+			create(i, here, at, fd)
 			s.window(guards.Walk)
 		}
 		p.Call(unix.SYS_OPENAT, here, p.String(at), unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -85,7 +101,7 @@ func (s *straight) makePath(path string, dir bool, mode, resolve uint64) (fd uin
 	spare := s.take()
 	cur, next, other := s.root, fd, spare
 	for i, name := range parts {
-		create(i, cur, name)
+		create(i, cur, name, next)
 		of := flags | unix.O_NOFOLLOW
 		if i < last {
 			of |= unix.O_DIRECTORY
@@ -116,7 +132,7 @@ func (s *straight) parent(path string) (fd uint64, name string, ok bool) {
 	dir, name := path[:max(i, 1)], path[i+1:]
 	if s.holds != dir {
 		s.release()
-		if s.held, ok = s.makePath(dir, true, 0o755, 0); !ok {
+		if s.held, ok = s.makePath(dir, directory, 0); !ok {
 			return 0, "", false
 		}
 		s.holds = dir
