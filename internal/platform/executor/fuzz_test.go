@@ -53,6 +53,7 @@ func FuzzSpec(f *testing.F) {
 			b := newBuilder(nil, nil, nil, nil)
 			if b.container(&Config{ID: "fuzz", Spec: &s, Rootfs: Rootfs{Dir: "/nowhere"}, Pause: pause}) == nil {
 				checkPlan(t, &b.plan)
+				checkStraight(t, b)
 			}
 			b.close()
 		}
@@ -63,6 +64,7 @@ func FuzzSpec(f *testing.F) {
 		}
 		if b.join(&ExecConfig{PID: os.Getpid(), Process: s.Process}, self) == nil {
 			checkPlan(t, &b.plan)
+			checkStraight(t, b)
 		}
 		b.close()
 		self.Close()
@@ -70,6 +72,21 @@ func FuzzSpec(f *testing.F) {
 			t.Errorf("%d descriptors were open, and then %d", before, after)
 		}
 	})
+}
+
+// checkStraight makes a program of a plan that has that form, and what is left out in it comes
+// to an end.
+func checkStraight(t *testing.T, b *builder) {
+	s := b.straight([3]*os.File{})
+	if s == nil {
+		return
+	}
+	if n := s.program.Len(); len(s.codes) != n || len(s.told)%2 != 0 || len(s.program.Executable()) == 0 {
+		t.Errorf("a program of %d calls for %d, that tells %d words", n, len(s.codes), len(s.told))
+	}
+	if used := s.next - uint64(len(s.free)); used > uint64(len(s.files)+len(s.slots)+len(s.kernel)+2) {
+		t.Errorf("%d descriptors are left open of %d given, %d mounts", used, len(s.files), len(s.slots))
+	}
 }
 
 // checkPlan decodes what the child would get.

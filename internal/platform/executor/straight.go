@@ -53,6 +53,7 @@ type straight struct {
 	clocks []int    // where in it the times are
 	checks []check
 
+	pause uint64   // the program of a pause
 	fifo  *os.File // the gate, nil where it is the parent's word
 	gate  uint64   // where the parent's word goes
 	exe   string   // what that says: the program, and
@@ -79,7 +80,7 @@ const (
 
 // straight returns the plan as a program, nil where it is not one: then it is orlop-init's.
 // That is so for a process in a user or time namespace, or that is given network devices, and
-// for what add does not know: listeners of seccomp profiles, hooks, pauses.
+// for what add does not know: listeners of seccomp profiles, and hooks.
 func (b *builder) straight(stdio [3]*os.File) *straight {
 	first := b.pidfd == nil
 	if b.crosses() || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
@@ -122,6 +123,14 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 		}
 		b.opened = append(b.opened, proc)
 		s.proc = s.give(proc)
+	}
+	if has(plan.Pause) {
+		f, err := program("pause", tiny.Pause())
+		if err != nil {
+			return nil
+		}
+		b.opened = append(b.opened, f)
+		s.pause = s.give(f)
 	}
 	s.next = uint64(len(s.files))
 	if guards.Undumpable.On() {
@@ -293,6 +302,9 @@ func (s *straight) add(o *plan.Op) bool {
 		filter := p.Data([]byte(o.S[0]))
 		s.note(plan.Failure{Code: o.Code})
 		p.Call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, n(0), p.Words(uint64(len(o.S[0])/8), filter))
+	case plan.Pause:
+		s.note(plan.Failure{Code: o.Code})
+		p.Call(unix.SYS_EXECVEAT, s.pause, p.String(""), p.Strings([]string{"pause"}), p.Strings(nil), unix.AT_EMPTY_PATH)
 	case plan.Exec:
 		return s.exec(o.S[:n(0)], o.S[n(0):])
 	default:

@@ -379,7 +379,7 @@ func TestStraightFails(t *testing.T) {
 func TestStraightNot(t *testing.T) {
 	b := newBuilder(nil, nil, nil, nil)
 	b.pidfd = os.Stdin
-	for _, code := range []plan.Code{plan.Hook, plan.Sync, plan.Listen, plan.Cross, plan.Take, plan.Idmap, plan.Cover, plan.MoveRoot, plan.RaiseLimit, plan.Pause} {
+	for _, code := range []plan.Code{plan.Hook, plan.Sync, plan.Listen, plan.Cross, plan.Take, plan.Idmap, plan.Cover, plan.MoveRoot, plan.RaiseLimit} {
 		b.plan.Ops = []plan.Op{{Code: code}}
 		if b.straight([3]*os.File{}) != nil {
 			t.Errorf("%s has a straight form", plan.Names[code])
