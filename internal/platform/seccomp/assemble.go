@@ -29,80 +29,104 @@ type code []unix.SockFilter
 
 func op(c uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: c, K: k} }
 
-// branch runs yes if the comparison holds and no otherwise. Both end by themselves.
-func branch(compare uint16, k uint32, no, yes code) code {
-	out := make(code, 0, len(no)+len(yes)+2)
-	if len(no) <= 255 {
-		out = append(out, unix.SockFilter{Code: compare, Jt: uint8(len(no)), K: k})
-	} else { // too far for a conditional jump
-		out = append(out, unix.SockFilter{Code: compare, Jf: 1, K: k}, op(jump, uint32(len(no))))
-	}
-	return append(append(out, no...), yes...)
-}
-
 // shared stands, until the program is laid out, for a jump to body K.
 const shared = ^uint16(0)
 
 // assembler lays a program out: comparisons of architecture and number first, then the
 // bodies that more than one number has. A rule with conditions for twenty calls is there
 // once: the kernel takes BPF_MAXINSNS and no more.
+//
+// Jumps go forward only, and a comparison has to know how far. So the program is written
+// from its end to its beginning, where what is jumped over is there already.
 type assembler struct {
-	uses   map[string]int // of a body of more than an instruction, by its code
-	index  map[string]int
-	bodies []code
+	bodies []body
+	index  map[string]int // of bodies, by their code
+	out    code           // backwards
+}
+
+// body is what happens to one call or more.
+type body struct {
+	code
+	uses int // how many ranges of numbers have it
+	at   int // where it is behind the comparisons, if it is there for several
 }
 
 // assemble makes the program: first the architecture, then the number.
 func assemble(tables []*table) code {
-	a := &assembler{uses: map[string]int{}, index: map[string]int{}}
+	a := &assembler{index: map[string]int{}, out: make(code, 0, 1024)}
 	leaves := make([][]leaf, len(tables))
-	x32 := -1
+	var x32 []leaf
 	for i, t := range tables {
-		leaves[i] = t.leaves()
+		leaves[i] = a.leaves(t)
 		for _, l := range leaves[i] {
-			if len(l.code) > 1 {
-				a.uses[l.code.key()]++
-			}
+			a.bodies[l.body].uses++
 		}
 		if t.name == specs.ArchX32 {
-			x32 = i
+			x32 = leaves[i]
 		}
 	}
-	kill := code{op(ret, unix.SECCOMP_RET_KILL_THREAD)}
-	out := kill // no architecture matched
-	for i, t := range slices.Backward(tables) {
-		if i == x32 {
-			continue
-		}
-		body := code{op(load, offNumber)}
-		if t.name == specs.ArchX86_64 {
-			// Its numbers and x32's differ in one bit only. −1 is what a tracer makes of the
-			// number of a call to skip, and no call of x32.
-			foreign := branch(ifEqual, ^uint32(0), kill, code{op(ret, t.fallback)})
-			if x32 >= 0 {
-				foreign = a.balance(leaves[x32])
-			}
-			body = append(body, branch(ifAtOver, x32Bit, a.balance(leaves[i]), foreign)...)
-		} else {
-			body = append(body, a.balance(leaves[i])...)
-		}
-		out = branch(ifEqual, t.audit, out, body)
-	}
-	return a.link(append(code{op(load, offArch)}, out...))
+	a.architectures(tables, leaves, x32)
+	a.emit(op(load, offArch))
+	slices.Reverse(a.out)
+	return a.link()
 }
 
-// link appends the bodies and makes jumps of what stands for them.
-func (a *assembler) link(out code) code {
-	end := len(out)
-	at := make([]int, len(a.bodies))
-	for i, b := range a.bodies {
-		at[i] = len(out)
-		out = append(out, b...)
+// architectures finds the calls of the first table or of those after it.
+func (a *assembler) architectures(tables []*table, leaves [][]leaf, x32 []leaf) {
+	switch {
+	case len(tables) == 0:
+		a.emit(op(ret, unix.SECCOMP_RET_KILL_THREAD))
+		return
+	case tables[0].name == specs.ArchX32: // found by the numbers of x86-64
+		a.architectures(tables[1:], leaves[1:], x32)
+		return
 	}
-	for pc := range out[:end] {
-		if out[pc].Code == shared {
-			out[pc] = op(jump, uint32(at[out[pc].K]-pc-1))
+	t := tables[0]
+	if t.name == specs.ArchX86_64 {
+		// Its numbers and x32's differ in one bit only. −1 is what a tracer makes of the
+		// number of a call to skip, and no call of x32.
+		if x32 != nil {
+			a.balance(x32)
+		} else {
+			a.emit(op(ret, t.fallback))
+			a.branch(ifEqual, ^uint32(0), func() { a.emit(op(ret, unix.SECCOMP_RET_KILL_THREAD)) })
 		}
+		a.branch(ifAtOver, x32Bit, func() { a.balance(leaves[0]) })
+	} else {
+		a.balance(leaves[0])
+	}
+	a.emit(op(load, offNumber))
+	a.branch(ifEqual, t.audit, func() { a.architectures(tables[1:], leaves[1:], x32) })
+}
+
+func (a *assembler) emit(in unix.SockFilter) { a.out = append(a.out, in) }
+
+// branch goes on with what was written last if the comparison holds, and with what no
+// writes if not. Both end by themselves.
+func (a *assembler) branch(compare uint16, k uint32, no func()) {
+	before := len(a.out)
+	no()
+	if n := len(a.out) - before; n <= 255 {
+		a.emit(unix.SockFilter{Code: compare, Jt: uint8(n), K: k})
+	} else { // too far for a conditional jump
+		a.emit(op(jump, uint32(n)))
+		a.emit(unix.SockFilter{Code: compare, Jf: 1, K: k})
+	}
+}
+
+// link appends the bodies that are shared and makes jumps of what stands for them.
+func (a *assembler) link() code {
+	out, end := a.out, len(a.out)
+	for pc := range end {
+		if out[pc].Code != shared {
+			continue
+		}
+		b := &a.bodies[out[pc].K]
+		if b.at == 0 {
+			b.at = len(out)
+			out = append(out, b.code...)
+		}
+		out[pc] = op(jump, uint32(b.at-pc-1))
 	}
 	return out
 }
@@ -110,61 +134,73 @@ func (a *assembler) link(out code) code {
 // leaf is a range of numbers that are treated alike, from start to the next one's.
 type leaf struct {
 	start uint32
-	code  code
+	body  int
 }
 
 // leaves are the ranges in their order; the first starts at 0.
-func (t *table) leaves() []leaf {
-	fallback := code{op(ret, t.fallback)}
-	leaves := []leaf{{0, fallback}}
+func (a *assembler) leaves(t *table) []leaf {
+	fallback := a.body(code{op(ret, t.fallback)})
+	leaves := append(make([]leaf, 0, 256), leaf{0, fallback})
 	// put says what happens from start on, and replaces what it was said to be there.
-	put := func(start uint32, c code) {
+	put := func(start uint32, body int) {
 		last := &leaves[len(leaves)-1]
 		if last.start == start {
-			last.code = c
-			if n := len(leaves); n > 1 && slices.Equal(leaves[n-2].code, c) {
+			last.body = body
+			if n := len(leaves); n > 1 && leaves[n-2].body == body {
 				leaves = leaves[:n-1]
 			}
-		} else if !slices.Equal(last.code, c) {
-			leaves = append(leaves, leaf{start, c})
+		} else if last.body != body {
+			leaves = append(leaves, leaf{start, body})
 		}
 	}
-	for rest := t.rules; len(rest) > 0; {
-		nr, n := rest[0].nr, 1
-		for n < len(rest) && rest[n].nr == nr {
+	allow := a.body(allow)
+	for rest := t.calls; len(rest) > 0; {
+		nr, n := uint32(rest[0]>>32), 1
+		for n < len(rest) && uint32(rest[n]>>32) == nr {
 			n++
 		}
-		put(nr, t.decide(rest[:n]))
+		if r := t.rules[uint32(rest[0])]; len(r.conditions) == 0 && r.ret == unix.SECCOMP_RET_ALLOW {
+			put(nr, allow) // as most are
+		} else {
+			put(nr, a.body(t.decide(rest[:n])))
+		}
 		put(nr+1, fallback)
 		rest = rest[n:]
 	}
 	if t.enosys {
-		put(t.newest+1, code{op(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))})
+		put(t.newest+1, a.body(code{op(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))}))
 	}
 	return leaves
 }
 
-// balance makes a tree of comparisons with the number, which is in the accumulator.
-func (a *assembler) balance(leaves []leaf) code {
-	if len(leaves) > 1 {
-		mid := len(leaves) / 2
-		return branch(ifAtOver, leaves[mid].start, a.balance(leaves[:mid]), a.balance(leaves[mid:]))
-	}
-	c := leaves[0].code
-	if len(c) == 1 {
-		return c
-	}
+// body returns the number of the body with that code.
+func (a *assembler) body(c code) int {
 	key := c.key()
-	if a.uses[key] == 1 {
-		return c
-	}
 	i, ok := a.index[key]
 	if !ok {
 		i = len(a.bodies)
 		a.index[key] = i
-		a.bodies = append(a.bodies, c)
+		a.bodies = append(a.bodies, body{code: c})
 	}
-	return code{op(shared, uint32(i))}
+	return i
+}
+
+// balance makes a tree of comparisons with the number, which is in the accumulator.
+func (a *assembler) balance(leaves []leaf) {
+	if len(leaves) > 1 {
+		mid := len(leaves) / 2
+		a.balance(leaves[mid:])
+		a.branch(ifAtOver, leaves[mid].start, func() { a.balance(leaves[:mid]) })
+		return
+	}
+	b := &a.bodies[leaves[0].body]
+	if len(b.code) > 1 && b.uses > 1 {
+		a.emit(op(shared, uint32(leaves[0].body)))
+		return
+	}
+	for _, in := range slices.Backward(b.code) {
+		a.emit(in)
+	}
 }
 
 // key is equal for equal code.
@@ -180,17 +216,17 @@ func (c code) key() string {
 var allow = code{op(ret, unix.SECCOMP_RET_ALLOW)} // what most calls come to
 
 // decide tries the rules of one call in their order.
-func (t *table) decide(rules []numbered) code {
+func (t *table) decide(calls []uint64) code {
 	// One without conditions is the only one that counts.
-	if i := slices.IndexFunc(rules, func(r numbered) bool { return len(r.conditions) == 0 }); i >= 0 {
-		if r := rules[i].ret; r != unix.SECCOMP_RET_ALLOW {
-			return code{op(ret, r)}
+	for _, c := range calls {
+		if r := t.rules[uint32(c)]; len(r.conditions) == 0 {
+			return code{op(ret, r.ret)}
 		}
-		return allow
 	}
 	var out code
-	for _, r := range rules {
+	for _, c := range calls {
 		var body code
+		r := t.rules[uint32(c)]
 		// From the last condition back: a comparison that fails jumps over all of the rule.
 		for i := len(r.conditions) - 1; i >= 0; i-- {
 			body = append(t.compare(r.conditions[i], len(body)+1), body...)

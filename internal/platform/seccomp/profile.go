@@ -22,19 +22,17 @@ type rule struct {
 	ret        uint32
 }
 
-// numbered is a rule for one call.
-type numbered struct {
-	nr uint32
-	rule
-}
-
 // table is what a profile says about one ABI.
 type table struct {
 	abi
-	rules    []numbered // sorted by number, of one number in the order to be tried
-	fallback uint32     // for calls without a rule that matches
-	newest   uint32     // calls above it answer ENOSYS
+	rules []rule // in the order to be tried
+	// calls have the number of a call in their upper half and in the lower that of a rule for it: by
+	// themselves they sort by call and order of rules, and a profile of four hundred calls is three pages.
+	calls    []uint64
+	fallback uint32 // for calls without a rule that matches
+	newest   uint32 // calls above it answer ENOSYS
 	enosys   bool
+	first    int // of the rules that are being added
 }
 
 // read checks a profile and sorts it by architecture and number.
@@ -60,13 +58,14 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 		if i > 0 && !slices.Contains(p.Architectures, a.name) {
 			continue
 		}
-		tables = append(tables, &table{abi: a, rules: make([]numbered, 0, names), fallback: fallback})
+		tables = append(tables, &table{abi: a, rules: make([]rule, 0, 2*len(p.Syscalls)), calls: make([]uint64, 0, names+names/4), fallback: fallback})
 	}
 	if len(tables) == 0 {
 		return nil, errs.New(errs.Unsupported, "seccomp: profiles are not supported on %s", goarch)
 	}
+	var c cursor
 	for i := range p.Syscalls {
-		if err := add(tables, &p.Syscalls[i], fallback); err != nil {
+		if err := add(tables, &p.Syscalls[i], fallback, &c); err != nil {
 			return nil, err
 		}
 	}
@@ -76,28 +75,12 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 		default:
 			t.enosys = t.newest > 0
 		}
-		t.sort()
+		slices.Sort(t.calls)
 	}
 	return tables, nil
 }
 
-// sort sorts the rules by number, and leaves those of one number in their order. They are
-// sorted by proxies that are compared and moved in one step: a stable sort of the rules
-// themselves takes longer than all the rest of a compilation.
-func (t *table) sort() {
-	order := make([]uint64, len(t.rules))
-	for i, r := range t.rules {
-		order[i] = uint64(r.nr)<<32 | uint64(i)
-	}
-	slices.Sort(order)
-	sorted := make([]numbered, len(t.rules))
-	for i, o := range order {
-		sorted[i] = t.rules[uint32(o)]
-	}
-	t.rules = sorted
-}
-
-func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
+func add(tables []*table, s *specs.LinuxSyscall, fallback uint32, c *cursor) error {
 	if len(s.Names) == 0 {
 		return errs.New(errs.Invalid, "seccomp: a rule names no system call")
 	}
@@ -105,7 +88,7 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 	if err != nil {
 		return err
 	}
-	count := map[uint]int{}
+	var count [6]int
 	alternatives := false
 	for _, a := range s.Args {
 		if a.Index > 5 {
@@ -127,6 +110,12 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 			rules = append(rules, rule{s.Args[i : i+1], ret})
 		}
 	}
+	for _, t := range tables {
+		t.first = len(t.rules)
+		for _, r := range rules {
+			t.add(r)
+		}
+	}
 	for _, name := range s.Names {
 		if name == "" {
 			return errs.New(errs.Invalid, "seccomp: a rule names a system call that is empty")
@@ -134,26 +123,25 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 		if name == "write" && s.Action == specs.ActNotify {
 			return errs.New(errs.Invalid, "seccomp: %s cannot be the action of write", s.Action)
 		}
-		numbers := numbersOf(name)
+		numbers := c.numbersOf(name)
+		if numbers == nil {
+			continue
+		}
 		for _, t := range tables {
-			nr, ok := uint32(noCall), false
-			if numbers != nil {
-				nr = numbers[t.column]
-				ok = nr != noCall
-			}
-			if ok {
+			nr := numbers[t.column]
+			if nr != noCall {
 				t.newest = max(t.newest, nr)
 			}
 			if ret == fallback {
 				continue
 			}
-			for _, r := range rules {
-				if ok {
-					t.add(nr, r)
+			for i, r := range rules {
+				if nr != noCall {
+					t.call(nr, t.first+i)
 				}
 				if t.muxed {
-					t.mux("socketcall", socketcall, name, r)
-					t.mux("ipc", ipc, name, r)
+					t.mux("socketcall", numbers[socketcall], r)
+					t.mux("ipc", numbers[ipc], r)
 				}
 			}
 		}
@@ -161,33 +149,38 @@ func add(tables []*table, s *specs.LinuxSyscall, fallback uint32) error {
 	return nil
 }
 
-// add adds a rule, without the conditions that always hold.
-func (t *table) add(nr uint32, r rule) {
+// add adds a rule, without the conditions that always hold, and returns which it is.
+func (t *table) add(r rule) int {
 	always := func(a specs.LinuxSeccompArg) bool {
 		return a.Op == specs.OpMaskedEqual && (a.Value == 0 || t.narrow && uint32(a.Value) == 0)
 	}
 	if slices.ContainsFunc(r.conditions, always) {
 		r.conditions = slices.DeleteFunc(slices.Clone(r.conditions), always)
 	}
-	t.rules = append(t.rules, numbered{nr, r})
+	t.rules = append(t.rules, r)
+	return len(t.rules) - 1
+}
+
+// call has a rule hold for a call.
+func (t *table) call(nr uint32, rule int) {
+	t.calls = append(t.calls, uint64(nr)<<32|uint64(rule))
 }
 
 // mux adds a rule for a call that is also made by way of another, whose first argument
 // tells which call is meant. The call's own arguments are in memory there: a condition on
 // the first gives way, and one on another holds for what the kernel does not look at.
-func (t *table) mux(by string, calls map[string]uint64, name string, r rule) {
-	n, ok := calls[name]
-	if !ok {
+func (t *table) mux(by string, first uint32, r rule) {
+	if first == noCall {
 		return
 	}
-	conditions := []specs.LinuxSeccompArg{{Index: 0, Value: n, Op: specs.OpEqualTo}}
+	conditions := []specs.LinuxSeccompArg{{Index: 0, Value: uint64(first), Op: specs.OpEqualTo}}
 	for _, c := range r.conditions {
 		if c.Index != 0 {
 			conditions = append(conditions, c)
 		}
 	}
 	nr, _ := t.number(by)
-	t.add(nr, rule{conditions, r.ret})
+	t.call(nr, t.add(rule{conditions, r.ret}))
 }
 
 // action returns what the filter answers.

@@ -115,11 +115,11 @@ func newOracle(p *specs.LinuxSeccomp, goarch string) *oracle {
 					if ret == fallback || !a.muxed {
 						continue
 					}
-					for by, calls := range map[string]map[string]uint64{"socketcall": socketcall, "ipc": ipc} {
+					for by, calls := range map[string]map[string]int{"socketcall": sources[socketcall].fixes, "ipc": sources[ipc].fixes} {
 						if first, ok := calls[name]; ok {
 							muxed := slices.DeleteFunc(slices.Clone(conditions), func(c specs.LinuxSeccompArg) bool { return c.Index == 0 })
 							nr, _ := a.number(by)
-							rules[nr] = append(rules[nr], rule{append(muxed, specs.LinuxSeccompArg{Value: first, Op: specs.OpEqualTo}), ret})
+							rules[nr] = append(rules[nr], rule{append(muxed, specs.LinuxSeccompArg{Value: uint64(first), Op: specs.OpEqualTo}), ret})
 						}
 					}
 				}

@@ -64,7 +64,7 @@ func Compile(p *specs.LinuxSeccomp) (*Program, error) {
 	}
 	key := content(p)
 	cache.Lock()
-	prog := cache.programs[key]
+	prog := cache.programs[string(key)] // no copy
 	cache.Unlock()
 	if prog != nil {
 		return prog, nil
@@ -78,15 +78,15 @@ func Compile(p *specs.LinuxSeccomp) (*Program, error) {
 	if cache.programs == nil || len(cache.programs) >= maxCached {
 		cache.programs = map[string]*Program{}
 	}
-	cache.programs[key] = prog
+	cache.programs[string(key)] = prog
 	return prog, nil
 }
 
-// content is the profile as a string: equal for equal profiles and no others. A digest of it
+// content is the profile in bytes: equal for equal profiles and no others. A digest of it
 // would be shorter, but for a process that compiles one profile it costs more than the
 // compilation can spare, and every process that links a hash pays for its package's start.
-func content(p *specs.LinuxSeccomp) string {
-	w := writer{buf: make([]byte, 0, 12<<10)}
+func content(p *specs.LinuxSeccomp) []byte {
+	w := writer{buf: make([]byte, 0, 8<<10)}
 	w.string(string(p.DefaultAction))
 	w.errno(p.DefaultErrnoRet)
 	w.number(uint64(len(p.Architectures)))
@@ -113,7 +113,7 @@ func content(p *specs.LinuxSeccomp) string {
 			w.string(string(a.Op))
 		}
 	}
-	return string(w.buf)
+	return w.buf
 }
 
 type writer struct{ buf []byte }

@@ -201,7 +201,7 @@ func TestDigest(t *testing.T) {
 		return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: &one, Architectures: []specs.Arch{specs.ArchX86}, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog},
 			Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "pipe"}, Action: specs.ActErrno, ErrnoRet: &one, Args: []specs.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: specs.OpMaskedEqual}}}}}
 	}
-	seen := map[string]string{content(base()): "unchanged"}
+	seen := map[string]string{string(content(base())): "unchanged"}
 	for name, change := range map[string]func(p *specs.LinuxSeccomp){
 		"default action": func(p *specs.LinuxSeccomp) { p.DefaultAction = specs.ActTrace },
 		"default errno":  func(p *specs.LinuxSeccomp) { p.DefaultErrnoRet = &two },
@@ -224,7 +224,7 @@ func TestDigest(t *testing.T) {
 	} {
 		p := base()
 		change(p)
-		d := content(p)
+		d := string(content(p))
 		if other, ok := seen[d]; ok {
 			t.Errorf("%s has the name of %s", name, other)
 		}

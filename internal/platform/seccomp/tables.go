@@ -33,6 +33,8 @@ const (
 	x32
 	aarch64
 	arm
+	socketcall // the first argument of that call, by which 32-bit x86 makes this one as well (net.h)
+	ipc        // the same (ipc.h)
 	columns
 )
 
@@ -55,10 +57,26 @@ const noCall = ^uint32(0)
 // numbersOf returns the numbers of a call, as they are in seccomp_data.nr, by column;
 // nil if no ABI has it.
 func numbersOf(name string) *[columns]uint32 {
-	i, ok := slices.BinarySearchFunc(syscalls[:], name, func(c syscall, name string) int { return strings.Compare(c.name, name) })
-	if !ok {
-		return nil
+	var c cursor
+	return c.numbersOf(name)
+}
+
+// cursor looks calls up one after the other. Most profiles name them in the table's order and
+// leave few out, so it looks behind the last one first.
+type cursor struct{ next int }
+
+func (c *cursor) numbersOf(name string) *[columns]uint32 {
+	const near = 4
+	i, ok := c.next, false
+	for end := min(i+near, len(syscalls)); i < end && !ok; i++ {
+		ok = syscalls[i].name == name
 	}
+	if i--; !ok {
+		if i, ok = slices.BinarySearchFunc(syscalls[:], name, func(c syscall, name string) int { return strings.Compare(c.name, name) }); !ok {
+			return nil
+		}
+	}
+	c.next = i + 1
 	return &syscalls[i].numbers
 }
 
@@ -70,17 +88,3 @@ func (a *abi) number(name string) (uint32, bool) {
 	}
 	return n[a.column], true
 }
-
-// socketcall and ipc are the numbers that the calls have as the first argument of those
-// two (net.h, ipc.h).
-var (
-	socketcall = map[string]uint64{
-		"socket": 1, "bind": 2, "connect": 3, "listen": 4, "accept": 5, "getsockname": 6, "getpeername": 7, "socketpair": 8,
-		"send": 9, "recv": 10, "sendto": 11, "recvfrom": 12, "shutdown": 13, "setsockopt": 14, "getsockopt": 15,
-		"sendmsg": 16, "recvmsg": 17, "accept4": 18, "recvmmsg": 19, "sendmmsg": 20,
-	}
-	ipc = map[string]uint64{
-		"semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12, "msgget": 13, "msgctl": 14,
-		"shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24,
-	}
-)
