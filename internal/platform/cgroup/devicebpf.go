@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"unsafe"
@@ -36,6 +37,8 @@ const (
 	opAndImm   = 0x54 // 32 bit
 	opShrImm   = 0x74 // 32 bit
 	opMovImm   = 0xb7
+	opJump     = 0x05
+	opJumpEQ   = 0x15
 	opJumpNE   = 0x55
 	opExit     = 0x95
 )
@@ -45,7 +48,7 @@ const ctx, typ, access, major, minor = 1, 2, 3, 4, 5
 
 // compile makes the program: a tree of comparisons by type, major and minor number, whose
 // leaves tell what of the access that is asked for is not allowed. Devices that no rule tells
-// apart have a leaf in common. A chain of rules would be shorter; but the kernel checks
+// apart have a leaf in common, and so have as a rule those that are allowed the same. A chain of rules would be shorter; but the kernel checks
 // every path through a program before it loads it, which for a chain grows with the
 // square of the rules, and takes longer than all else of making a group.
 func (r *deviceRules) compile() []insn {
@@ -68,31 +71,75 @@ func when(register uint8, value int64, block []insn) []insn {
 	return append([]insn{{code: opJumpNE, dst: register, off: int16(len(block)), imm: int32(value)}}, block...)
 }
 
+// choice is what is run for some numbers.
+type choice struct {
+	numbers []int64
+	block   []insn
+}
+
+// choose runs for each number what block returns, which ends by itself, and goes on with all
+// others. Numbers for which that is what is run for all others are left out.
+func choose(numbers []int64, others []insn, block func(int64) []insn) (list []choice) {
+	for _, n := range numbers {
+		b := block(n)
+		if slices.Equal(b, others) {
+			continue
+		}
+		i := slices.IndexFunc(list, func(c choice) bool { return slices.Equal(c.block, b) })
+		if i < 0 {
+			i, list = len(list), append(list, choice{block: b})
+		}
+		list[i].numbers = append(list[i].numbers, n)
+	}
+	return list
+}
+
+// code compares the register with the numbers.
+func (c choice) code(register uint8) (code []insn) {
+	for i, n := range c.numbers[1:] {
+		code = append(code, insn{code: opJumpEQ, dst: register, off: int16(len(c.numbers) - 1 - i), imm: int32(n)})
+	}
+	return append(code, when(register, c.numbers[0], c.block)...)
+}
+
 // leaf ends the program: what is not in allowed is denied.
 func leaf(allowed int) []insn {
-	deny := []insn{{code: opMovImm, imm: 0}, {code: opExit}}
-	if allowed == 0 {
+	deny, allow := []insn{{code: opMovImm, imm: 0}, {code: opExit}}, []insn{{code: opMovImm, imm: 1}, {code: opExit}}
+	switch allowed {
+	case 0:
 		return deny
+	case mayAll:
+		return allow
 	}
-	return append([]insn{{code: opAndImm, dst: access, imm: int32(mayAll &^ allowed)}, {code: opJumpNE, dst: access, off: 2, imm: 0},
-		{code: opMovImm, imm: 1}, {code: opExit}}, deny...)
+	return append(append([]insn{{code: opAndImm, dst: access, imm: int32(mayAll &^ allowed)}, {code: opJumpNE, dst: access, off: 2, imm: 0}}, allow...), deny...)
 }
 
 // ofType is the tree for a type. Numbers that no rule names are other.
-func (r *deviceRules) ofType(t int) (tree []insn) {
+func (r *deviceRules) ofType(t int) []insn {
 	const other = -2
-	majors := r.named(func(d device) (int64, bool) { return d.major, d.typ == t })
-	for _, ma := range append(majors, other) {
-		var block []insn
+	last := leaf(r.allowed(device{t, other, other}))
+	// Until the tree is put together, a jump to where it ends with last.
+	end := []insn{{code: opJump}}
+	of := func(ma int64) (block []insn) {
 		minors := r.named(func(d device) (int64, bool) { return d.minor, d.typ == t && (d.major == anyNumber || d.major == ma) })
-		for _, mi := range minors {
-			block = append(block, when(minor, mi, leaf(r.allowed(device{t, ma, mi})))...)
+		others := leaf(r.allowed(device{t, ma, other}))
+		for _, c := range choose(minors, others, func(mi int64) []insn { return leaf(r.allowed(device{t, ma, mi})) }) {
+			block = append(block, c.code(minor)...)
 		}
-		block = append(block, leaf(r.allowed(device{t, ma, other}))...)
-		if ma == other {
-			return append(tree, block...)
+		if slices.Equal(others, last) {
+			return append(block, end...)
 		}
-		tree = append(tree, when(major, ma, block)...)
+		return append(block, others...)
+	}
+	majors := r.named(func(d device) (int64, bool) { return d.major, d.typ == t })
+	others := of(other)
+	tree := append(others[:len(others)-1:len(others)-1], last...)
+	for _, c := range slices.Backward(choose(majors, others, of)) {
+		block := c.code(major)
+		if n := len(block) - 1; block[n].code == opJump {
+			block[n].off = int16(len(tree) - len(last))
+		}
+		tree = append(block, tree...)
 	}
 	return tree
 }
@@ -376,6 +423,9 @@ func bpf[T any](cmd uintptr, attr *T) error {
 }
 
 func loadProgram(code []byte) (int, error) {
+	if n := len(code) / 8; n > math.MaxInt16 {
+		return -1, errs.New(errs.Invalid, "devices: the rules make a program of %d instructions, and its jumps reach over %d; give fewer rules", n, math.MaxInt16)
+	}
 	license := []byte("Apache-2.0\x00")
 	a := loadAttr{typ: progTypeDevice, count: uint32(len(code) / 8), insns: unsafe.Pointer(&code[0]), license: unsafe.Pointer(&license[0])}
 	copy(a.name[:], programName)

@@ -176,6 +176,12 @@ func interpret(t *testing.T, prog []insn, ctx ...uint64) bool {
 			reg[i.dst] >>= i.imm
 		case opMovImm:
 			reg[i.dst] = uint64(i.imm)
+		case opJump:
+			pc += int(i.off)
+		case opJumpEQ:
+			if reg[i.dst] == uint64(i.imm) {
+				pc += int(i.off)
+			}
 		case opJumpNE:
 			if reg[i.dst] != uint64(i.imm) {
 				pc += int(i.off)
