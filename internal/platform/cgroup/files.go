@@ -19,15 +19,28 @@ import (
 // os.WriteFile would truncate, which costs another call.
 func write(dir, file, value string) error {
 	p := dir + "/" + file
+	there, err := writeIfThere(dir, file, value)
+	if err == nil && !there {
+		err = refused(p, value, unix.ENOENT)
+	}
+	return err
+}
+
+// writeIfThere is write, but that a file that is not there is no error.
+func writeIfThere(dir, file, value string) (there bool, err error) {
+	p := dir + "/" + file
 	fd, err := openat(p, unix.O_WRONLY)
+	if err == unix.ENOENT {
+		return false, nil
+	}
 	if err == nil {
 		_, err = writeFD(fd, value)
 		unix.Close(fd)
 	}
 	if err != nil {
-		return refused(p, value, err)
+		return true, refused(p, value, err)
 	}
-	return nil
+	return true, nil
 }
 
 func openat(p string, flags int) (int, error) {

@@ -100,20 +100,21 @@ func (h *Host) create(g *Group, p *plan) (err error) {
 		if !slices.ContainsFunc(t.controllers, func(c string) bool { return slices.Contains(base, c) || p.needs(c, false) }) {
 			continue
 		}
-		if err := makeDirs(t.mount, g.rel, &made, func(parent, dir string) error {
-			if t.has("cpuset") {
-				return inheritCPUSet(parent, dir)
-			}
-			return nil
-		}); err != nil {
+		var ready func(parent, dir string) error
+		if t.has("cpuset") {
+			ready = inheritCPUSet
+		}
+		if err := makeDirs(t.mount, g.rel, &made, ready); err != nil {
 			return err
 		}
 	}
 	if h.unified.mount != "" {
 		want, rest := h.delegated(p)
-		if err := makeDirs(h.unified.mount, g.rel, &made, func(parent, dir string) error {
-			return enable(parent, want, rest)
-		}); err != nil {
+		var ready func(parent, dir string) error
+		if len(want)+len(rest) > 0 {
+			ready = func(parent, _ string) error { return enable(parent, want, rest) }
+		}
+		if err := makeDirs(h.unified.mount, g.rel, &made, ready); err != nil {
 			return err
 		}
 	}
@@ -144,7 +145,14 @@ func (h *Host) delegated(p *plan) (want, rest []string) {
 
 // makeDirs makes every directory of rel below mount and calls ready for each, made or
 // found, from the top. It adds those that it made to made.
+// Without a ready, where the parents are there already, one call makes the last.
 func makeDirs(mount, rel string, made *[]string, ready func(parent, dir string) error) error {
+	if ready == nil {
+		ready = func(string, string) error { return nil }
+		if err := makeDir(mount, mount+rel, made, ready); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
 	for attempt := 0; ; attempt++ {
 		parent, vanished := mount, false
 		for name := range strings.SplitSeq(rel[1:], "/") {
@@ -183,9 +191,6 @@ func makeDir(parent, dir string, made *[]string, ready func(parent, dir string) 
 // enable hands controllers of a cgroup2 group to its children; those of rest where that
 // is allowed.
 func enable(parent string, want, rest []string) error {
-	if len(want)+len(rest) == 0 {
-		return nil
-	}
 	now, err := read(parent, "cgroup.subtree_control")
 	if err != nil {
 		return err
@@ -245,13 +250,16 @@ func inheritCPUSet(parent, dir string) error {
 	return nil
 }
 
+// Group returns the group at path, whether it is there or not, for what has an answer for both.
+func (h *Host) Group(path string) (*Group, error) { return h.group(path) }
+
 // Load returns the group at path, or errs.NotFound.
 func (h *Host) Load(path string) (*Group, error) {
 	g, err := h.group(path)
 	if err != nil {
 		return nil, err
 	}
-	if len(g.dirs()) == 0 {
+	if !g.exists() {
 		return nil, errs.New(errs.NotFound, "cgroup %s does not exist", g.path)
 	}
 	return g, nil
@@ -317,13 +325,23 @@ func (g *Group) Dirs() map[string]string {
 
 // dirs lists those directories of the group that exist, cgroup2's last.
 func (g *Group) dirs() []string {
-	var list []string
-	for _, t := range g.host.v1 {
-		if d := t.mount + g.in(t); isDir(d) {
-			list = append(list, d)
-		}
-	}
+	return slices.DeleteFunc(g.places(), func(d string) bool { return !isDir(d) })
+}
+
+// exists tells whether any of the group's directories is there.
+func (g *Group) exists() bool {
 	if d := g.unifiedDir(); d != "" && isDir(d) {
+		return true
+	}
+	return slices.ContainsFunc(g.host.v1, func(t hierarchy) bool { return isDir(t.mount + g.in(t)) })
+}
+
+// places lists where the group's directories are, if they are there, cgroup2's last.
+func (g *Group) places() (list []string) {
+	for _, t := range g.host.v1 {
+		list = append(list, t.mount+g.in(t))
+	}
+	if d := g.unifiedDir(); d != "" {
 		list = append(list, d)
 	}
 	return list

@@ -139,32 +139,32 @@ func (g *Group) Add(pid int) error {
 // made without that controller, into the nearest one above that has it: a pod's CPU set
 // holds for a container that has none of its own.
 func (g *Group) joinV1(pid int) error {
-	return g.eachV1(func(dir string) error { return write(dir, "cgroup.procs", strconv.Itoa(pid)) }, "process "+strconv.Itoa(pid))
+	return g.eachV1("cgroup.procs", strconv.Itoa(pid), "process "+strconv.Itoa(pid))
 }
 
-// eachV1 calls join with the directory of each v1 hierarchy that who, for errors, is to
-// be in.
-func (g *Group) eachV1(join func(dir string) error, who string) error {
+// eachV1 writes to the file by which who, for errors, joins, in each v1 hierarchy.
+func (g *Group) eachV1(file, value, who string) error {
 	joined := 0
 	top := g.rel
 	if i := strings.IndexByte(top[1:], '/'); i > 0 {
 		top = top[:i+1]
 	}
 	for _, t := range g.host.v1 {
-		if !isDir(t.mount + top) {
-			continue // no group of ours at all: one question instead of one a level
-		}
-		for rel := g.in(t); rel != "/"; rel = path.Dir(rel) {
-			if !isDir(t.mount + rel) {
-				continue
-			}
-			if err := join(t.mount + rel); err != nil {
+		own := g.in(t)
+		for rel := own; rel != "/"; rel = path.Dir(rel) {
+			there, err := writeIfThere(t.mount+rel, file, value)
+			if err != nil {
 				return fmt.Errorf("add %s to cgroup %s: %w", who, g.path, err)
 			}
-			if rel == g.in(t) {
-				joined++
+			if there {
+				if rel == own {
+					joined++
+				}
+				break
 			}
-			break
+			if rel == own && !isDir(t.mount+top) {
+				break // no group of ours at all: one question instead of one a level
+			}
 		}
 	}
 	if joined == 0 && len(g.host.v1) > 0 {

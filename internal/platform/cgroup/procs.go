@@ -248,31 +248,43 @@ func (g *Group) Remove(ctx context.Context) error {
 // removeDirs removes v1's directories first: cgroup2's is the roll that tells, after
 // a crash in between, that the group is still there.
 func (g *Group) removeDirs(ctx context.Context) error {
-	for i, dir := range g.dirs() {
-		var last error
-		err := poll(ctx, func() (bool, error) {
-			last = removeTree(dir)
-			// EBUSY: processes, of which the last may be just leaving.
-			if errors.Is(last, unix.EBUSY) || errors.Is(last, unix.ENOTEMPTY) {
-				return false, nil
+	some := false
+	for _, dir := range g.places() {
+		if err := unix.Rmdir(dir); err != nil {
+			if err == unix.ENOENT || !isDir(dir) {
+				continue
 			}
-			return true, last
-		})
-		if err != nil {
-			if last != nil && ctx.Err() != nil {
-				pids, _ := readProcs(dir)
-				if len(pids) > 0 {
-					return errs.New(errs.InUse, "%s has processes: %v; end them first", dir, pids[:min(len(pids), 8)])
-				}
-				return errs.New(errs.InUse, "%s: %w", dir, last)
+			if err := removeUsed(ctx, dir); err != nil {
+				return err
 			}
-			return err
 		}
-		if i == 0 {
+		if !some {
 			afterSome.Hit()
 		}
+		some = true
 	}
 	return nil
+}
+
+// removeUsed removes a directory with what is below it, and waits for the processes there.
+func removeUsed(ctx context.Context, dir string) error {
+	var last error
+	err := poll(ctx, func() (bool, error) {
+		last = removeTree(dir)
+		// EBUSY: processes, of which the last may be just leaving.
+		if errors.Is(last, unix.EBUSY) || errors.Is(last, unix.ENOTEMPTY) {
+			return false, nil
+		}
+		return true, last
+	})
+	if err != nil && last != nil && ctx.Err() != nil {
+		pids, _ := readProcs(dir)
+		if len(pids) > 0 {
+			return errs.New(errs.InUse, "%s has processes: %v; end them first", dir, pids[:min(len(pids), 8)])
+		}
+		return errs.New(errs.InUse, "%s: %w", dir, last)
+	}
+	return err
 }
 
 // removeTree removes dir and the groups below, deepest first.

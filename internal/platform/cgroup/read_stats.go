@@ -14,7 +14,7 @@ import (
 // Stats reads what the group has used. A group that does not exist is errs.NotFound.
 func (g *Group) Stats() (Stats, error) {
 	s := Stats{At: time.Now()}
-	if len(g.dirs()) == 0 {
+	if !g.exists() {
 		return s, errs.New(errs.NotFound, "read cgroup %s: it does not exist", g.path)
 	}
 	for _, read := range []func(*Stats) error{g.cpuStats, g.memoryStats, g.pidStats, g.ioStats, g.hugeTLBStats, g.pressure} {

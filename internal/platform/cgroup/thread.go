@@ -53,7 +53,7 @@ func (g *Group) freezes() bool {
 	return false
 }
 
-// SpawnOnThread is Spawn for a clone that forks from the calling thread: that thread
+// SpawnOnThread is, where TakesThreads has said yes, Spawn for a clone that forks from the calling thread: that thread
 // enters the group's v1 hierarchies and the process inherits them, so that it too is in
 // all of them from its first instruction. The thread stays inside: it must be locked to
 // its goroutine and end with it (namespace.OnThread).
@@ -62,11 +62,13 @@ func (g *Group) freezes() bool {
 // which waits for a grace period of RCU: 5 to 15 ms, unless somebody had it a moment
 // before. A thread that moves itself (it writes 0, to tasks) takes none since Linux 5.17
 // (commit 9a3284fad42f), and clone3 into a group of cgroup2 neither.
+//
+// On V1 and V2 it is Spawn.
 func (g *Group) SpawnOnThread(clone func(cgroupFD int) (pid int, err error)) (int, error) {
-	if !g.TakesThreads() {
+	if g.host.layout.Mode != Hybrid {
 		return g.Spawn(clone)
 	}
-	if err := g.eachV1(func(dir string) error { return write(dir, "tasks", "0") }, "a thread"); err != nil {
+	if err := g.eachV1("tasks", "0", "a thread"); err != nil {
 		return 0, err
 	}
 	pid, err := g.cloneUnified(clone)

@@ -32,7 +32,7 @@ func (g *Group) update(p *plan) error {
 	if g.host.systemd != nil {
 		return g.host.systemd.update(g, p)
 	}
-	if len(g.dirs()) == 0 {
+	if !g.exists() {
 		return errs.New(errs.NotFound, "it does not exist")
 	}
 	// A controller that the group was made without: make its directory, and bring the

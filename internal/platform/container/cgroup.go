@@ -126,8 +126,15 @@ func (c *Container) group() (*cgroup.Group, error) {
 // that is frozen, is. It comes before the intent, as a group that an intent names is
 // taken for the container's own.
 func (c *Container) free() error {
-	g, err := c.group()
-	if err != nil || g == nil {
+	if c.rec.Cgroup == "" {
+		return nil
+	}
+	h, err := c.groups()
+	if err != nil {
+		return err
+	}
+	g, err := h.Group(c.rec.Cgroup)
+	if err != nil {
 		return err
 	}
 	if !g.Empty() {

@@ -167,7 +167,11 @@ func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start)
 		if err := r.images.OpenDirs(opts); err != nil {
 			return err
 		}
-		pid, err := g.SpawnOnThread(func(cgroupFD int) (int, error) { return start(cgroupFD, unshare) })
+		spawn := g.Spawn
+		if g.TakesThreads() {
+			spawn = g.SpawnOnThread
+		}
+		pid, err := spawn(func(cgroupFD int) (int, error) { return start(cgroupFD, unshare) })
 		if err == nil && opts.Cgroups != criu.CgroupsIgnore {
 			opts.CgroupRoots, err = cgroupRoots(pid)
 		}
