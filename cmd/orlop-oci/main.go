@@ -97,6 +97,7 @@ func main() {
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
 	sysmon.Calm()
+	forget()
 	os.Exit(run(os.Args[1:]))
 }
 

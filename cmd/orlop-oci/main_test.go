@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	dir, remove, err := programs.Build(
-		programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w"},
+		programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w -E main.entry"},
 		programs.Program{Package: "cmd/orlop-oci", Name: "orlop-oci-faults", Tags: "faults"},
 		programs.Program{Package: "cmd/orlop-oci/testdata/notifier"}, programs.Program{Package: "cmd/orlop-oci/testdata/counter", LDFlags: "-s -w"})
 	if err != nil {

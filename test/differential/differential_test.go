@@ -75,7 +75,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	built, remove, err := programs.Build(
-		programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"},
+		programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w -E main.entry"}, programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"},
 		programs.Program{Package: "test/differential/inside", LDFlags: "-s -w"})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	dir, remove, err := programs.Build(programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w"})
+	dir, remove, err := programs.Build(programs.Program{Package: "cmd/orlop-init", LDFlags: "-s -w"}, programs.Program{Package: "cmd/orlop-oci", LDFlags: "-s -w -E main.entry"})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
