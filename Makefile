@@ -16,8 +16,11 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -ldflags './c
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# The linker writes through a mapping, page by page, and in single pages the file is in the page
+# cache, which each start maps one by one. A copy is there in large folios.
 build: ## build bin/orlop, orlop-keeper, orlop-init and the example application
-	@$(BUILD) -o bin/ ./cmd/... ./examples/notes
+	@$(BUILD) -o bin/linked/ ./cmd/... ./examples/notes
+	@install bin/linked/* bin/ && rm -r bin/linked
 
 up: ## install what is missing, build, start the daemon and run examples/notes.yaml
 	@$(SUDO) deploy/packages.sh run
