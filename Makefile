@@ -8,7 +8,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 # What needs root runs through sudo where we are not root, with Go kept on the path.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH" HOME="$$HOME")
 LDFLAGS := -s -w -X main.version=$(VERSION)
-# orlop-oci begins on one processor (cmd/orlop-oci/processors.go).
+# orlop-oci begins by instructions of its own (cmd/orlop-oci/entry.go).
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -ldflags './cmd/orlop-oci=$(LDFLAGS) -E main.entry'
 
 .PHONY: up down build test lint fuzz vuln bench help generate clean

@@ -1,8 +1,18 @@
 #include "textflag.h"
 
+// The first thread's timer slack becomes what package sysmon wants, for all that it makes.
+//
 // At SP is the number of arguments, behind it the arguments, 0, the environment, 0, and the auxiliary
 // vector, which stays. All before the environment's end moves down by a word.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	MOVL $157, AX            // prctl(PR_GET_TIMERSLACK)
+	MOVL $30, DI
+	SYSCALL
+	MOVQ AX, ·slack(SB)
+	MOVL $157, AX            // prctl(PR_SET_TIMERSLACK, …)
+	MOVL $29, DI
+	MOVL $1000000, SI
+	SYSCALL
 	MOVQ 0(SP), AX
 	LEAQ 16(SP)(AX*8), DX
 environment:

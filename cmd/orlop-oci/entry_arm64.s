@@ -2,6 +2,14 @@
 
 // As on amd64, by two words, as SP must be a multiple of 16: the variable is there twice.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	MOVD $167, R8            // prctl(PR_GET_TIMERSLACK)
+	MOVD $30, R0
+	SVC
+	MOVD R0, ·slack(SB)
+	MOVD $167, R8            // prctl(PR_SET_TIMERSLACK, …)
+	MOVD $29, R0
+	MOVD $1000000, R1
+	SVC
 	MOVD 0(RSP), R0
 	MOVD RSP, R1
 	ADD  R0<<3, R1, R2

@@ -28,7 +28,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/orlop-io/orlop/internal/base/signals"
-	"github.com/orlop-io/orlop/internal/base/sysmon"
 	"github.com/orlop-io/orlop/internal/platform/container"
 )
 
@@ -96,8 +95,7 @@ func main() {
 	reserve()
 	// It lives for milliseconds, or waits: what it allocates until it waits is little.
 	debug.SetGCPercent(400)
-	sysmon.Calm()
-	forget()
+	begun()
 	os.Exit(run(os.Args[1:]))
 }
 

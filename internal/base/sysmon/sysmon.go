@@ -37,6 +37,13 @@ func Calm() {
 	unix.Close(fd)
 }
 
+// Calmed is for a process whose first thread had the slack before the runtime began, and had
+// before that as many nanoseconds: all threads have it from there. Calm is not called then.
+func Calmed(before int) {
+	usual = before
+	unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(before), 0, 0, 0)
+}
+
 // Spawn runs fn on a thread with the slack that threads had before Calm: those that the
 // monitor starts have its own, and so would the processes that they start (PR_SET_TIMERSLACK
 // in prctl(2)).

@@ -75,3 +75,25 @@ func TestSpawn(t *testing.T) {
 		t.Errorf("a process has %s ns, %v, want %d", got, err, before)
 	}
 }
+
+// After Calmed the thread has the slack from before, and so has what others start.
+func TestCalmed(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := before + 12345
+	unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(late), 0, 0, 0)
+	Calmed(before)
+	if got, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); got != before {
+		t.Errorf("the thread has a slack of %d, want %d", got, before)
+	}
+	unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(late), 0, 0, 0)
+	Spawn(func() {
+		if got, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); got != before {
+			t.Errorf("a start has a slack of %d, want %d", got, before)
+		}
+	})
+}

@@ -8,7 +8,7 @@ import (
 )
 
 // The runtime has one processor, or as many as the caller says.
-func TestProcessors(t *testing.T) {
+func TestEntry(t *testing.T) {
 	for given, want := range map[string]string{"A=1": "gomaxprocs=1 ", "GOMAXPROCS=3": "gomaxprocs=3 "} {
 		r := newRig(t, "sleep", "0.3") // until the runtime has told
 		r.env = []string{"GODEBUG=schedtrace=10", given}
@@ -28,8 +28,8 @@ func TestProcessors(t *testing.T) {
 	}
 }
 
-// What is started has the environment that the caller gave.
-func TestProcessorsInherited(t *testing.T) {
+// What is started has the environment and the timer slack that the caller gave.
+func TestEntryInherited(t *testing.T) {
 	r := newRig(t, "sleep", "50")
 	r.ok("run", "--detach", r.id)
 	defer r.ok("delete", "--force", r.id)
@@ -45,5 +45,13 @@ func TestProcessorsInherited(t *testing.T) {
 		if out := r.ok("ps", r.id); out != "PID is "+given+".\n" {
 			t.Errorf("given %q it is %q", given, out)
 		}
+	}
+	want, err := os.ReadFile("/proc/self/timerslack_ns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := strings.TrimSpace(strings.TrimPrefix(strings.Split(r.ok("ps", "--format", "json", r.id), "]")[0], "["))
+	if got, err := os.ReadFile("/proc/" + pid + "/timerslack_ns"); err != nil || string(got) != string(want) {
+		t.Errorf("process %s has a timer slack of %q, %v, want %q", pid, got, err, want)
 	}
 }
