@@ -1,4 +1,4 @@
-// Package rawfile reads small files with three system calls.
+// Package rawfile reads and writes small files with three system calls.
 //
 // os.ReadFile asks for each file whether it can be polled, with six calls more, and the kernel's
 // own files in /proc and in control groups can: they are then added to the runtime's poller,
@@ -32,6 +32,30 @@ func Read(path string) ([]byte, error) {
 			buf = append(make([]byte, 0, 4*cap(buf)), buf...)
 		}
 	}
+}
+
+// Write writes the file as os.WriteFile does: what it had is gone, one that was not there gets the
+// permissions. Errors are *fs.PathError.
+func Write(path string, data []byte, perm fs.FileMode) error {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, uint32(perm.Perm()))
+	})
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	for len(data) > 0 && err == nil {
+		var n int
+		if n, err = retry(func() (int, error) { return unix.Write(fd, data) }); err == nil {
+			data = data[n:]
+		}
+	}
+	if e := unix.Close(fd); err == nil {
+		err = e
+	}
+	if err != nil {
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 func retry(call func() (int, error)) (int, error) {

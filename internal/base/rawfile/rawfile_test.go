@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -44,5 +45,26 @@ func TestErrors(t *testing.T) {
 	}
 	if after, _ := os.ReadDir("/proc/self/fd"); len(after) != len(before) {
 		t.Errorf("%d descriptors are left open", len(after)-len(before))
+	}
+}
+
+func TestWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	for _, want := range []string{"first", strings.Repeat("longer", 100000), "", "short"} {
+		if err := Write(path, []byte(want), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		st, _ := os.Stat(path)
+		if err != nil || string(got) != want || st.Mode() != 0o640 {
+			t.Errorf("%d bytes with mode %v, %v; want %d", len(got), st.Mode(), err, len(want))
+		}
+	}
+	var p *fs.PathError
+	if err := Write(filepath.Join(path, "below"), nil, 0o600); !errors.Is(err, unix.ENOTDIR) || !errors.As(err, &p) {
+		t.Errorf("got %v", err)
+	}
+	if err := Write("/dev/full", []byte("x"), 0o600); !errors.Is(err, unix.ENOSPC) || !errors.As(err, &p) || p.Path != "/dev/full" {
+		t.Errorf("got %v", err)
 	}
 }

@@ -96,4 +96,5 @@ func TestCalmed(t *testing.T) {
 			t.Errorf("a start has a slack of %d, want %d", got, before)
 		}
 	})
+	Calmed(before)
 }

@@ -126,8 +126,10 @@ func (m memoryLimit) setV1(dir string) error {
 		return write(dir, both, strconv.FormatInt(m.swap, 10))
 	}
 	grows := m.swap < 0
-	if now, none, err := readUint(dir, both); err == nil && m.swap > 0 {
-		grows = !none && uint64(m.swap) > now
+	if m.swap > 0 {
+		if now, none, err := readUint(dir, both); err == nil {
+			grows = !none && uint64(m.swap) > now
+		}
 	}
 	if grows {
 		if err := setSwap(); err != nil {

@@ -196,8 +196,8 @@ func (c *Container) write() error {
 		// One writer holds the lock, so the temporary name can be the same each time, and
 		// one that a killed writer left is written over.
 		tmp := c.dir + "/state.tmp"
-		if err = os.WriteFile(tmp, data, 0o600); err == nil {
-			err = os.Rename(tmp, c.dir+"/state.json")
+		if err = rawfile.Write(tmp, data, 0o600); err == nil {
+			err = unix.Rename(tmp, c.dir+"/state.json")
 		}
 	}
 	if err != nil {
@@ -277,7 +277,7 @@ func decodeSpec(path string, data []byte) (*specs.Spec, error) {
 }
 
 // bootID is the kernel's name for this boot.
-func bootID() string {
+var bootID = sync.OnceValue(func() string {
 	var b [36]byte
 	fd, err := unix.Open("/proc/sys/kernel/random/boot_id", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -286,4 +286,4 @@ func bootID() string {
 	defer unix.Close(fd)
 	n, _ := unix.Read(fd, b[:])
 	return string(b[:max(n, 0)])
-}
+})

@@ -135,7 +135,7 @@ func (s *Store) create(ctx context.Context, id string, o CreateOptions, launch f
 			}
 		}
 	}()
-	if err := os.WriteFile(c.dir+"/config.json", raw, 0o600); err != nil {
+	if err := rawfile.Write(c.dir+"/config.json", raw, 0o600); err != nil {
 		return nil, fmt.Errorf("record container: %w", err)
 	}
 	if err := c.write(); err != nil {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -154,16 +154,23 @@ func (c *Container) removeGroup(ctx context.Context) error {
 // forget removes the container's directory: the record after everything else, as it is
 // what a next Delete goes by.
 func (c *Container) forget() error {
-	for _, name := range []string{"gate", "notify/notify.sock", "notify", "root", "seccomp", "config.json", "state.tmp", "state.json"} {
-		if err := os.Remove(c.dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove the record: %w", err)
+	remove := func(call func(path string) error, name string) error {
+		if err := call(c.dir + name); err != nil && err != unix.ENOENT {
+			return fmt.Errorf("remove the record: remove %s: %w", c.dir+name, err)
+		}
+		return nil
+	}
+	for _, name := range []string{"/gate", "/notify/notify.sock", "/notify/", "/root/", "/seccomp", "/config.json", "/state.tmp", "/state.json"} {
+		call := unix.Unlink
+		if strings.HasSuffix(name, "/") {
+			call = unix.Rmdir
+		}
+		if err := remove(call, name); err != nil {
+			return err
 		}
 	}
 	afterRecordGone.Hit()
-	if err := os.Remove(c.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the record: %w", err)
-	}
-	return nil
+	return remove(unix.Rmdir, "")
 }
 
 // Remove deletes a container that this process created and waited for.

@@ -2,7 +2,6 @@ package container
 
 import (
 	"fmt"
-	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -61,7 +60,7 @@ func (c *Container) saveFilter() error {
 	}
 	data, err := p.MarshalBinary()
 	if err == nil {
-		err = os.WriteFile(c.dir+"/seccomp", data, 0o600)
+		err = rawfile.Write(c.dir+"/seccomp", data, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("record container: %w", err)

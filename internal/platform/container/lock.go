@@ -2,9 +2,7 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
@@ -18,14 +16,15 @@ import (
 func acquire(ctx context.Context, dir string) (*os.File, error) {
 	wait := time.Millisecond
 	for {
-		f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, fs.ErrNotExist) {
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err == unix.ENOENT {
 			return nil, errs.New(errs.NotFound, "lock %s: container does not exist", dir)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("lock container: %w", err)
+			return nil, fmt.Errorf("lock container: open %s: %w", dir, err)
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		f := os.NewFile(uintptr(fd), dir)
+		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil && same(f, dir) {
 			return f, nil
 		}
