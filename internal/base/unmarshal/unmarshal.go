@@ -233,7 +233,7 @@ func (d *decoder) array(v reflect.Value, depth int) {
 			var element reflect.Value
 			if v.IsValid() {
 				if n == v.Cap() {
-					v.Grow(max(4, n))
+					v.Grow(max(4, n, d.strings()))
 				}
 				if n >= v.Len() {
 					v.SetLen(n + 1)
@@ -253,6 +253,16 @@ func (d *decoder) array(v reflect.Value, depth int) {
 		}
 		v.SetLen(n)
 	}
+}
+
+// strings estimates how many strings follow, where lists of them stand: of a list of hundreds most
+// of the memory would be what it had before it grew.
+func (d *decoder) strings() int {
+	if !strings.HasPrefix(d.s[d.at:], `"`) {
+		return 0
+	}
+	list, _, _ := strings.Cut(d.s[d.at:], "]")
+	return strings.Count(list, `",`) + 1
 }
 
 func (d *decoder) setText(v reflect.Value, s string) {

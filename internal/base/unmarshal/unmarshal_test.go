@@ -49,7 +49,7 @@ var documents = []string{
 	`{"bool":true,"flag":false,"int8":-128,"uint16":65535,"uint64":18446744073709551615,"float":-1.5e-3}`,
 	`{"int8":128}`, `{"int8":1.0}`, `{"int8":1e2}`, `{"uint16":-1}`, `{"uint16":65536}`, `{"float":1e999}`, `{"float":01}`, `{"float":-}`, `{"float":1.}`, `{"float":1e}`, `{"float":.5}`, `{"float":-0}`, `{"bool":"true"}`, `{"bool":1}`,
 	`{"mode":438,"time":"2026-01-02T03:04:05.5Z"}`, `{"time":"yesterday"}`, `{"time":{}}`, `{"time":3}`, `{"time":null}`,
-	`{"list":["a","b","c","d","e","f"],"list":["g",null]}`, `{"list":[]}`, `{"list":null}`, `{"list":{}}`, `{"list":["a",1]}`, `{"lists":[[1],[],[2,3],null]}`,
+	`{"list":["a","b","c","d","e","f"],"list":["g",null]}`, `{"list":[]}`, `{"list":["a","]","],",",","\",\"","g","h"]}`, `{"list":["a","b","c","d",`, `{"list":["a`, `{"lists":[[1],[],[2],[3],`, `{"list":null}`, `{"list":{}}`, `{"list":["a",1]}`, `{"lists":[[1],[],[2,3],null]}`,
 	`{"structs":[{"major":1,"minor":2},{"MAJOR":3}],"structs":[{"minor":9}]}`, `{"major":7,"Minor":8}`, `{"structs":[1]}`,
 	`{"map":{"a":"b","a":"c"},"map":{"d":"e"}}`, `{"map":{"a":null}}`, `{"map":[]}`, `{"maps":{"a":{"major":1},"b":null,"a":{"minor":2}}}`,
 	`{"ptr":{"major":1},"ptr":{"minor":2}}`, `{"ptr":null}`, `{"again":{"again":{"text":"deep"},"text":"less"},"Plain":3,"plain":4,"Left":5,"hidden":6,"-":7}`,
