@@ -23,7 +23,7 @@ func Operators() []specs.LinuxSeccompOperator {
 // Archs are the architectures whose calls this build filters.
 func Archs() []specs.Arch {
 	var list []specs.Arch
-	for _, a := range abis[runtime.GOARCH] {
+	for _, a := range abis(runtime.GOARCH) {
 		list = append(list, a.name)
 	}
 	return list

@@ -101,7 +101,7 @@ func (l *library) compile(t *testing.T, p *specs.LinuxSeccomp, goarch string) ([
 		optimize = 2
 	}
 	l.order("new %#x %d", fallback, optimize)
-	for i, a := range abis[goarch] {
+	for i, a := range abis(goarch) {
 		switch {
 		case i == 0 && goarch == "arm64":
 			l.order("only aarch64")
@@ -160,7 +160,7 @@ func (l *library) known(t *testing.T, p *specs.LinuxSeccomp, goarch string) *spe
 		names := s.Names
 		s.Names = nil
 		for _, n := range names {
-			if l.number(t, abis[goarch][0].name, n) != unknownCall {
+			if l.number(t, abis(goarch)[0].name, n) != unknownCall {
 				s.Names = append(s.Names, n)
 			}
 		}
@@ -177,10 +177,10 @@ const unknownCall = -1
 // TestNumbers compares the tables of numbers.
 func TestNumbers(t *testing.T) {
 	l := openLibrary(t)
-	for goarch := range abis {
-		for _, a := range abis[goarch] {
+	for _, goarch := range []string{"amd64", "arm64"} {
+		for _, a := range abis(goarch) {
 			names := map[string]bool{}
-			for _, b := range slices.Concat(abis["amd64"], abis["arm64"]) {
+			for _, b := range slices.Concat(abis("amd64"), abis("arm64")) {
 				for _, n := range b.names() {
 					names[n] = true
 				}

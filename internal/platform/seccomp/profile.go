@@ -54,7 +54,7 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 		names += len(p.Syscalls[i].Names)
 	}
 	var tables []*table
-	for i, a := range abis[goarch] {
+	for i, a := range abis(goarch) {
 		if i > 0 && !slices.Contains(p.Architectures, a.name) {
 			continue
 		}

@@ -66,8 +66,8 @@ type meaning struct {
 // abiOf finds how a call was made; nil if the profile does not list that.
 func abiOf(p *specs.LinuxSeccomp, goarch string, c call) *abi {
 	x32 := slices.Contains(p.Architectures, specs.ArchX32)
-	for i := range abis[goarch] {
-		a := &abis[goarch][i]
+	for i := range abis(goarch) {
+		a := &abis(goarch)[i]
 		if a.audit != c.arch || i > 0 && !slices.Contains(p.Architectures, a.name) {
 			continue
 		}
@@ -90,8 +90,8 @@ type oracle struct {
 func newOracle(p *specs.LinuxSeccomp, goarch string) *oracle {
 	o := &oracle{p, goarch, map[*abi]map[uint32][]rule{}, map[*abi]uint32{}}
 	fallback, _ := action(p.DefaultAction, p.DefaultErrnoRet)
-	for i := range abis[goarch] {
-		a := &abis[goarch][i]
+	for i := range abis(goarch) {
+		a := &abis(goarch)[i]
 		rules := map[uint32][]rule{}
 		o.rules[a] = rules
 		for _, s := range p.Syscalls {

@@ -27,7 +27,7 @@ func defaultProfile(t testing.TB, caps ...string) *specs.LinuxSeccomp {
 }
 
 func TestDefaultProfile(t *testing.T) {
-	for goarch := range abis {
+	for _, goarch := range []string{"amd64", "arm64"} {
 		check(t, defaultProfile(t), goarch)
 		check(t, defaultProfile(t, "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"), goarch)
 	}
@@ -49,7 +49,7 @@ func randomProfile(r *rand.Rand, goarch string) *specs.LinuxSeccomp {
 	ops := []specs.LinuxSeccompOperator{specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpEqualTo, specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpMaskedEqual}
 	acts := []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno, specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify}
 	archs := []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM, specs.ArchPPC64LE}
-	names := append(abis[goarch][0].names(), "socketcall", "ipc", "no_such_call", "waitpid", "fcntl64")
+	names := append(abis(goarch)[0].names(), "socketcall", "ipc", "no_such_call", "waitpid", "fcntl64")
 	pick := func() specs.LinuxSeccompAction { return acts[r.IntN(len(acts))] }
 	number := func() uint64 {
 		switch r.IntN(4) {
@@ -99,7 +99,7 @@ func TestRandomProfiles(t *testing.T) {
 		rounds = 5
 	}
 	for seed := range rounds {
-		for goarch := range abis {
+		for _, goarch := range []string{"amd64", "arm64"} {
 			t.Run(fmt.Sprint(goarch, seed), func(t *testing.T) {
 				check(t, randomProfile(rand.New(rand.NewPCG(uint64(seed), 7)), goarch), goarch)
 			})
@@ -247,7 +247,7 @@ func FuzzCompile(f *testing.F) {
 		if json.Unmarshal(profile, p) != nil {
 			return
 		}
-		for goarch := range abis {
+		for _, goarch := range []string{"amd64", "arm64"} {
 			prog, err := compile(p, goarch)
 			if err != nil {
 				if !errors.Is(err, errs.Invalid) {
@@ -256,8 +256,8 @@ func FuzzCompile(f *testing.F) {
 				continue
 			}
 			m, o := vm(t, prog.Filter), newOracle(p, goarch)
-			for i := range abis[goarch] {
-				abi := &abis[goarch][i]
+			for i := range abis(goarch) {
+				abi := &abis(goarch)[i]
 				numbers := []uint32{nr &^ (1 << 31)}
 				for n := range o.rules[abi] {
 					numbers = append(numbers, n)

@@ -38,17 +38,28 @@ const (
 	columns
 )
 
-// abis are those of a build's processors; a kernel never sees another.
-var abis = map[string][]abi{
-	"amd64": {
+// The ABIs of a build's processors; a kernel never sees another.
+var (
+	abisAMD64 = []abi{
 		{name: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, column: x8664},
 		{name: specs.ArchX86, audit: unix.AUDIT_ARCH_I386, column: i386, narrow: true, muxed: true},
 		{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, column: x32, narrow: true},
-	},
-	"arm64": {
+	}
+	abisARM64 = []abi{
 		{name: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, column: aarch64},
 		{name: specs.ArchARM, audit: unix.AUDIT_ARCH_ARM, column: arm, narrow: true},
-	},
+	}
+)
+
+// abis are those of a processor by Go's name, none if it is not known. The native one is first.
+func abis(goarch string) []abi {
+	switch goarch {
+	case "amd64":
+		return abisAMD64
+	case "arm64":
+		return abisARM64
+	}
+	return nil
 }
 
 // noCall stands in syscalls where an ABI does not have the call.
