@@ -110,11 +110,7 @@ func (h *Host) create(g *Group, p *plan) (err error) {
 	}
 	if h.unified.mount != "" {
 		want, rest := h.delegated(p)
-		var ready func(parent, dir string) error
-		if len(want)+len(rest) > 0 {
-			ready = func(parent, _ string) error { return enable(parent, want, rest) }
-		}
-		if err := makeDirs(h.unified.mount, g.rel, &made, ready); err != nil {
+		if err := makeDelegated(h.unified.mount, g.rel, &made, want, rest); err != nil {
 			return err
 		}
 	}
@@ -171,6 +167,23 @@ func makeDirs(mount, rel string, made *[]string, ready func(parent, dir string) 
 			return nil
 		}
 	}
+}
+
+// makeDelegated makes the directories of a group in cgroup2 and hands it the controllers. As a rule
+// all groups above are there and hand them on already, for another group: what the new one
+// has tells that.
+func makeDelegated(mount, rel string, made *[]string, want, rest []string) error {
+	if err := makeDirs(mount, rel, made, nil); err != nil {
+		return err
+	}
+	if len(want)+len(rest) == 0 {
+		return nil
+	}
+	has, err := read(mount+rel, "cgroup.controllers")
+	if err == nil && len(among(want, has, true))+len(among(rest, has, true)) == 0 {
+		return nil
+	}
+	return makeDirs(mount, rel, made, func(parent, _ string) error { return enable(parent, want, rest) })
 }
 
 func makeDir(parent, dir string, made *[]string, ready func(parent, dir string) error) error {

@@ -57,7 +57,7 @@ func (g *Group) update(p *plan) error {
 	if g.host.unified.mount != "" {
 		var made []string
 		want, rest := g.host.delegated(p)
-		if err := makeDirs(g.host.unified.mount, g.rel, &made, func(parent, _ string) error { return enable(parent, want, rest) }); err != nil {
+		if err := makeDelegated(g.host.unified.mount, g.rel, &made, want, rest); err != nil {
 			return err
 		}
 	}
