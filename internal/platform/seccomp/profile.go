@@ -69,15 +69,45 @@ func read(p *specs.LinuxSeccomp, goarch string) ([]*table, error) {
 			return nil, err
 		}
 	}
+	var spare []uint64
 	for _, t := range tables {
 		switch p.DefaultAction {
 		case specs.ActAllow, specs.ActLog, specs.ActTrace:
 		default:
 			t.enosys = t.newest > 0
 		}
-		slices.Sort(t.calls)
+		spare = t.sort(spare)
 	}
 	return tables, nil
+}
+
+// sort sorts the calls, and returns memory that they have no more use for. Numbers are dense, so each is
+// counted, and tells where it goes: comparing them is a fifth of a compilation.
+func (t *table) sort(spare []uint64) []uint64 {
+	const dense = 1024
+	if len(t.calls) == 0 {
+		return spare
+	}
+	least := uint32(slices.Min(t.calls) >> 32)
+	if uint32(slices.Max(t.calls)>>32)-least >= dense {
+		slices.Sort(t.calls)
+		return spare
+	}
+	var at [dense + 1]int32 // where the calls of a number begin
+	for _, c := range t.calls {
+		at[uint32(c>>32)-least+1]++
+	}
+	for i := range dense {
+		at[i+1] += at[i]
+	}
+	sorted := slices.Grow(spare[:0], len(t.calls))[:len(t.calls)]
+	for _, c := range t.calls {
+		to := &at[uint32(c>>32)-least]
+		sorted[*to] = c
+		*to++
+	}
+	t.calls, sorted = sorted, t.calls
+	return sorted
 }
 
 func add(tables []*table, s *specs.LinuxSyscall, fallback uint32, c *cursor) error {
