@@ -16,7 +16,7 @@ import (
 )
 
 // maxMessage is how long a message of the child is at most.
-const maxMessage = 16 << 10
+const maxMessage = 32 << 10
 
 // channel is the parent's end of the socket to the child. Waiting on it takes no thread,
 // and ends with the context that bind was given.

@@ -159,6 +159,12 @@ func TestStraightContainer(t *testing.T) {
 		return specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: destination, Options: options}
 	}
 	own := regexp.MustCompile(temporary + `/[^/ ]+/\d+`)
+	many := func(n int) (list []specs.Mount) {
+		for i := range n {
+			list = append(list, bind("/etc/hostname", fmt.Sprintf("/many/%d", i)))
+		}
+		return list
+	}
 	dir, file := t.TempDir(), t.TempDir()+"/file"
 	write(t, dir+"/in", "a file of a volume")
 	write(t, file, "a file")
@@ -208,6 +214,8 @@ func TestStraightContainer(t *testing.T) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_MEMLOCK", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY}}
 			s.Process.OOMScoreAdj = ptr(-1000)
 		}, true, false, "box"},
+		"many mounts":                  {nil, mounts(many(100)...), true, false, "box"},
+		"more mounts than are told of": {nil, mounts(many(200)...), false, false, "box"},
 		"hooks": {nil, func(s *specs.Spec, c *Config) {
 			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/true"}}}
 		}, false, false, "box"},
