@@ -38,6 +38,7 @@ type builder struct {
 	extra     []*os.File // descriptors 3, 4, … of the program
 	work      string     // of the overlay
 	traced    bool
+	joining   bool // an exec
 	noKeyring bool
 
 	// Where the process is in another user or time namespace: see crossing.go.
@@ -265,6 +266,7 @@ func (b *builder) join(c *ExecConfig, pidfd *os.File) error {
 	if c.Process == nil {
 		return errs.New(errs.Invalid, "no process is given")
 	}
+	b.joining = true
 	if c.Filter != nil && c.Filter.Notify {
 		return errs.New(errs.Invalid, "a compiled seccomp filter does not say who its listener is: give the profile")
 	}

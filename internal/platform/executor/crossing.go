@@ -150,15 +150,15 @@ func (b *builder) program(user uint64, entered []uint64, init uint64) []byte {
 	return p.Executable()
 }
 
-// crossed waits until part 3 has begun, whose process p is from then on. If it fails, p is
-// whichever has to be reaped.
-func (b *builder) crossed(ctx context.Context, p *Process, ch *channel) error {
-	pid, err := b.arrival(p, ch)
+// crossed waits until part 3 has begun, of which arrival tells, and whose process p is from then
+// on. If it fails, p is whichever has to be reaped.
+func (b *builder) crossed(ctx context.Context, p *Process, ch *channel, arrival func(*Process, *channel) (int, error)) error {
+	pid, err := arrival(p, ch)
 	if err != nil && ctx.Err() != nil {
 		// The clone may have been made: let its message come, or the end of both.
 		unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
 		if e := ch.unbind(); e == nil {
-			pid, _ = b.arrival(p, ch)
+			pid, _ = arrival(p, ch)
 		}
 		err = context.Cause(ctx)
 	}

@@ -23,18 +23,21 @@ func sealed(path string) (*os.File, error) {
 		return src, nil
 	}
 	defer src.Close()
-	// A program that its user may not read belongs to the user namespace of the file, not
-	// the user's (would_dump in fs/exec.c): the root of a container cannot trace it, from
-	// its first instruction.
-	var mode os.FileMode = 0o511
-	if !guards.Unreadable.On() {
-		mode = 0o555
-	}
-	f, err := memfd("orlop-init", src, mode)
+	f, err := memfd("orlop-init", src, unreadable())
 	if err != nil {
 		return nil, fmt.Errorf("copy %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// unreadable is the mode of init's binary. A program that its user may not read belongs to
+// the user namespace of the file, not the user's (would_dump in fs/exec.c): the root of a
+// container cannot trace it, from its first instruction.
+func unreadable() os.FileMode {
+	if !guards.Unreadable.On() {
+		return 0o555
+	}
+	return 0o511
 }
 
 // program puts an executable into a memfd.

@@ -93,7 +93,7 @@ func (e *Executor) launch(ctx context.Context, id string, b *builder, stdio [3]*
 		return nil, contextual(ctx, err)
 	}
 	if b.crosses() {
-		if err := b.crossed(ctx, p, ch); err != nil {
+		if err := b.crossed(ctx, p, ch, b.arrival); err != nil {
 			return nil, err
 		}
 		if err := b.arrived(p.pid); err != nil {

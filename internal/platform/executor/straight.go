@@ -43,6 +43,9 @@ type straight struct {
 	held    uint64                   // the directory that the last device or link was made in,
 	holds   string                   // and its path
 	rootAt  func(said []byte) string // where the root was, from the host's root; "" if not where it was expected
+	crosses bool                     // into another user or time namespace
+	bound   uint64                   // the bounding set
+	why     string                   // it was not as usual before it had crossed
 	ownProc bool                     // a proc filesystem is mounted on /proc
 	inside  bool                     // the working directory has been entered
 	waits   bool                     // the gate has been added
@@ -82,22 +85,22 @@ const (
 // That is so for a process in a user or time namespace, or that is given network devices, and
 // for what add does not know: listeners of seccomp profiles, and hooks.
 func (b *builder) straight(stdio [3]*os.File) *straight {
-	first := b.pidfd == nil
-	if b.crosses() || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
+	if b.crosses() && !privileged() || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
 		return nil
 	}
 	// What is mounted and written for a container is in its group, and its groups' namespace too.
-	if first && b.cgroup != nil && !b.cgroup.Clones() {
+	if !b.joining && b.cgroup != nil && !b.cgroup.Clones() {
 		return nil
 	}
 	has := func(codes ...plan.Code) bool {
-		return slices.ContainsFunc(b.plan.Ops, func(o plan.Op) bool { return slices.Contains(codes, o.Code) })
+		is := func(o plan.Op) bool { return slices.Contains(codes, o.Code) }
+		return slices.ContainsFunc(b.host.Ops, is) || slices.ContainsFunc(b.plan.Ops, is)
 	}
 	// What the kernel takes from a CPU set has to come after the group.
 	if b.cgroup != nil && has(plan.Affinity, plan.Scheduler, plan.MemoryPolicy) && !b.cgroup.Clones() {
 		return nil
 	}
-	s := &straight{fds: map[uint64]uint64{}, after: map[int]plan.Failure{}}
+	s := &straight{fds: map[uint64]uint64{}, after: map[int]plan.Failure{}, crosses: b.crosses(), bound: bounds().set}
 	s.files = append(append(s.files, stdio[:]...), b.extra...)
 	s.channel = s.give(nil)
 	s.program.Channel(s.channel)
@@ -116,7 +119,7 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 			s.fds[uint64(plan.FirstFD+i)] = s.give(f)
 		}
 	}
-	if first || has(plan.OOMScore, plan.Attribute) {
+	if !b.joining || has(plan.OOMScore, plan.Attribute) {
 		proc := hostProc()
 		if proc == nil {
 			return nil
@@ -132,33 +135,56 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 		b.opened = append(b.opened, f)
 		s.pause = s.give(f)
 	}
-	s.next = uint64(len(s.files))
-	if guards.Undumpable.On() {
-		s.program.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	var user uint64
+	if b.user != nil {
+		user, s.bound = s.give(b.user.file), bounds().known
 	}
+	var entered []uint64
+	for _, n := range b.entered {
+		entered = append(entered, s.give(n.file))
+	}
+	s.next = uint64(len(s.files))
+	s.hide()
 	// The program itself, and what the caller forgot to close.
 	s.program.Call(unix.SYS_CLOSE_RANGE, s.next, all32, 0)
 	s.gate = s.program.Room(maxWord)
 	s.ownProc = slices.ContainsFunc(b.plan.Ops, func(o plan.Op) bool {
 		return o.Code == plan.Mount && o.N[1]&plan.MountStrict != 0 && o.S[0] == "/proc" && o.S[1] == "proc"
 	})
-	for i := range b.plan.Ops {
-		o := &b.plan.Ops[i]
-		if o.Code != plan.Device && o.Code != plan.Symlink {
-			s.release()
-		}
-		s.code, s.rest = o.Code, b.plan.Ops[i+1:]
-		if !s.add(o) {
+	if s.crosses {
+		if !s.all(b.host.Ops) {
 			return nil
 		}
-		for len(s.codes) < s.program.Len() {
-			s.codes = append(s.codes, o.Code)
-		}
+		s.cross(b, user, entered)
+		s.counted(plan.Cross)
 	}
-	if 1+s.size > maxMessage {
+	if !s.all(b.plan.Ops) || 1+s.size > maxMessage {
 		return nil
 	}
 	return s
+}
+
+// all adds operations, and tells whether all have a straight form.
+func (s *straight) all(ops []plan.Op) bool {
+	for i := range ops {
+		o := &ops[i]
+		if o.Code != plan.Device && o.Code != plan.Symlink {
+			s.release()
+		}
+		s.code, s.rest = o.Code, ops[i+1:]
+		if !s.add(o) {
+			return false
+		}
+		s.counted(o.Code)
+	}
+	return true
+}
+
+// counted notes whose the calls are that were added.
+func (s *straight) counted(c plan.Code) {
+	for len(s.codes) < s.program.Len() {
+		s.codes = append(s.codes, c)
+	}
 }
 
 func (s *straight) give(f *os.File) uint64 {
@@ -196,6 +222,12 @@ func (s *straight) add(o *plan.Op) bool {
 		p.Call(unix.SYS_UNSHARE, n(0))
 	case plan.LoUp:
 		s.loUp()
+	case plan.TimeClock:
+		s.writeProc("self/timens_offsets", o.S[0], unix.RESOLVE_NO_MAGICLINKS)
+	case plan.Idmap:
+		s.idmap(s.slots[n(0)].fd, s.fds[n(1)], n(2) != 0)
+	case plan.Cover:
+		s.cover(s.fds[n(0)], o.S[0])
 	case plan.Tree:
 		s.tree(n(0), n(1) != 0, o.S[0])
 	case plan.Overlay:
@@ -280,6 +312,8 @@ func (s *straight) add(o *plan.Op) bool {
 		s.bounding(n(0))
 	case plan.Rlimit:
 		s.rlimit(n(0), n(1), n(2), o.S[0])
+	case plan.RaiseLimit:
+		s.raiseLimit(n(0), n(2))
 	case plan.User:
 		s.user(o.N)
 	case plan.Caps:

@@ -188,6 +188,15 @@ func (s *straight) oomScore(adj string) {
 	})
 }
 
+// raiseLimit raises a hard limit where that may be done.
+func (s *straight) raiseLimit(resource, hard uint64) {
+	var now unix.Rlimit
+	if ownCaps()&(1<<unix.CAP_SYS_RESOURCE) != 0 && unix.Getrlimit(int(resource), &now) == nil && hard > now.Max {
+		p := &s.program
+		p.Try(unix.SYS_PRLIMIT64, 0, resource, p.Words(now.Cur, hard), 0)
+	}
+}
+
 // rlimit sets a limit: the highest that is allowed, where this process may not raise its own,
 // which the program inherits.
 func (s *straight) rlimit(resource, soft, hard uint64, name string) {
@@ -248,7 +257,7 @@ func (s *straight) bounding(keep uint64) {
 	if !guards.Bounding.On() {
 		return
 	}
-	for drop := bounds().set &^ keep; drop != 0; drop &= drop - 1 {
+	for drop := s.bound &^ keep; drop != 0; drop &= drop - 1 {
 		s.program.Call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, lowest(drop), 0, 0, 0)
 	}
 }
@@ -265,9 +274,7 @@ func (s *straight) user(n []uint64) {
 	}
 	p.Call(unix.SYS_SETRESGID, n[1], n[1], n[1])
 	p.Call(unix.SYS_SETRESUID, n[0], n[0], n[0])
-	if guards.Undumpable.On() {
-		p.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) // a change of user sets it to what the sysctl fs.suid_dumpable says
-	}
+	s.hide() // a change of user sets it to what the sysctl fs.suid_dumpable says
 }
 
 // caps sets the four sets (capset(2)).
@@ -276,15 +283,19 @@ func (s *straight) caps(n []uint64) bool {
 	if !guards.Inheritable.On() {
 		return false
 	}
-	effective, permitted, inheritable := n[0], n[1], n[2]
-	set := p.Words(effective&all32|permitted<<32, inheritable&all32|effective>>32<<32, permitted>>32|inheritable>>32<<32)
 	s.note(plan.Failure{Code: plan.Caps})
-	p.Call(unix.SYS_CAPSET, p.Words(unix.LINUX_CAPABILITY_VERSION_3), set)
+	s.capset(n[0], n[1], n[2])
 	for raise := n[3]; raise != 0; raise &= raise - 1 {
 		s.note(plan.Failure{Code: plan.Caps})
 		p.Call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, lowest(raise), 0, 0)
 	}
 	return true
+}
+
+func (s *straight) capset(effective, permitted, inheritable uint64) {
+	p := &s.program
+	set := p.Words(effective&all32|permitted<<32, inheritable&all32|effective>>32<<32, permitted>>32|inheritable>>32<<32)
+	p.Call(unix.SYS_CAPSET, p.Words(unix.LINUX_CAPABILITY_VERSION_3), set)
 }
 
 // lowest is the number of the lowest bit that is set.

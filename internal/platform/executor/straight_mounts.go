@@ -69,9 +69,13 @@ func (s *straight) flag(fs uint64, key string) {
 	p.Call(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, p.String(key), 0, 0)
 }
 
-// mounted makes the filesystem of a context, and a mount of it in the context's place.
-func (s *straight) mounted(fs, attr uint64) (fd uint64) {
+// create makes the filesystem of a context.
+func (s *straight) create(fs uint64) {
 	s.program.Call(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+}
+
+// mounted makes a mount of a context's filesystem, in the context's place.
+func (s *straight) mounted(fs, attr uint64) (fd uint64) {
 	fd = s.opens(unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, attr)
 	s.closes(fs)
 	return fd
@@ -90,17 +94,29 @@ func (s *straight) newFS(fstype, source string, opts []string, attr uint64) (fd 
 			s.flag(fs, o)
 		}
 	}
+	s.create(fs)
 	return s.mounted(fs, attr)
 }
 
-// overlay mounts the root's layers. Those that belong to the ids of a user namespace are
+// overlay mounts the root's layers. One that is mounted inside of a user namespace is
 // orlop-init's.
 func (s *straight) overlay(o *plan.Op) bool {
 	p := &s.program
 	i, volatile, inside, uid, gid, old := o.N[0], o.N[1] != 0, o.N[2] != 0, o.N[3], o.N[4], o.N[5] != 0
 	upper, work, lower, at := o.S[0], o.S[1], o.S[2:len(o.S)-1], o.S[len(o.S)-1]
-	if inside || uid != 0 || gid != 0 {
+	if inside {
 		return false
+	}
+	create := func(make func()) bool {
+		if uid == 0 && gid == 0 {
+			make()
+			return true
+		}
+		if !s.as(uid, gid) {
+			return false
+		}
+		make()
+		return s.as(0, 0)
 	}
 	byFD := func(path string) string {
 		return "/proc/self/fd/" + itoa(s.opens(unix.SYS_OPENAT, here, p.String(path), unix.O_PATH|unix.O_CLOEXEC, 0))
@@ -122,7 +138,9 @@ func (s *straight) overlay(o *plan.Op) bool {
 			return false
 		}
 		overlay := p.String("overlay")
-		p.Call(unix.SYS_MOUNT, overlay, p.String(at), overlay, flags, p.String(opts.String()))
+		if !create(func() { p.Call(unix.SYS_MOUNT, overlay, p.String(at), overlay, flags, p.String(opts.String())) }) {
+			return false
+		}
 		s.put(i, slot{fd: s.opens(unix.SYS_OPEN_TREE, here, p.String(at), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), kind: directory})
 		return true
 	}
@@ -145,6 +163,9 @@ func (s *straight) overlay(o *plan.Op) bool {
 			s.flag(fs, "volatile")
 		}
 		attr = 0
+	}
+	if !create(func() { s.create(fs) }) {
+		return false
 	}
 	s.put(i, slot{fd: s.mounted(fs, attr), kind: directory})
 	return true
@@ -171,6 +192,9 @@ func (s *straight) propagate(flags uint64, path string) {
 // enterRoot attaches the root to a directory of the host.
 func (s *straight) enterRoot(i uint64, at string) {
 	p := &s.program
+	if s.crosses { // whose root may not be able to go there
+		at = "/proc"
+	}
 	s.root, s.at = s.slots[i].fd, at
 	p.Call(unix.SYS_MOVE_MOUNT, s.root, p.String(""), here, p.String(at), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	whole := s.where(s.root)

@@ -3,6 +3,7 @@ package executor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -35,7 +36,7 @@ func (e *Executor) straight(b *builder, stdio [3]*os.File) (s *straight, at *pha
 func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s *straight, at *phases) (_ *Process, err error) {
 	// Nobody in the container may write to it, nor, in a user namespace, read it: as with init
 	// (initfile.go). Where there is no memfd to be had, init may run from a file.
-	exe, err := memfd("orlop-init", bytes.NewReader(s.program.Executable()), 0o511)
+	exe, err := memfd("orlop-init", bytes.NewReader(s.program.Executable()), unreadable())
 	if err != nil {
 		return nil, nil
 	}
@@ -46,6 +47,15 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 		return nil, err
 	}
 	s.files[s.channel] = theirs
+	namespaces := b.clone
+	if s.crosses {
+		namespaces = b.hostClone
+		if err := ch.identify(true); err != nil {
+			ch.close()
+			theirs.Close()
+			return nil, err
+		}
+	}
 	p := &Process{id: id, sync: ch, warnings: b.warnings, straight: s}
 	ready := false
 	defer func() {
@@ -54,7 +64,7 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 		}
 	}()
 	_, step := trace.Start(ctx, "executor clone")
-	err = e.clone(p, b, processImage{files: s.files, exec: exe, namespaces: b.clone})
+	err = e.clone(p, b, processImage{files: s.files, exec: exe, namespaces: namespaces})
 	step.End(&err)
 	s.files = nil
 	theirs.Close()
@@ -69,6 +79,14 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 	}
 	stop := ch.bind(ctx)
 	defer stop()
+	if s.crosses {
+		if err := s.crossed(ctx, b, p, ch); errors.Is(err, errUnusual) {
+			e.unusual(ctx, id, s.why)
+			return nil, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	for {
 		msg, fd, err := ch.receive()
 		switch {
@@ -88,6 +106,9 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 				at.at[i] = *(*int64)(unsafe.Pointer(&msg[1+told]))*1e9 + *(*int64)(unsafe.Pointer(&msg[9+told]))
 			}
 			p.warnings = append(p.warnings, s.warnings...)
+			if err := b.schedule(p); err != nil {
+				return nil, err
+			}
 			if err := b.release(ctx, p, ch, s.word()); err != nil {
 				return nil, err
 			}

@@ -223,8 +223,12 @@ func TestStraightContainer(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
 			s.Linux.GIDMappings = s.Linux.UIDMappings
-			s.Linux.Devices = nil
-		}, false, false, "box"},
+			c.Rootfs.IDMap = true
+		}, true, false, "box"},
+		"new time namespace": {nil, func(s *specs.Spec, c *Config) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 100000}}
+		}, true, false, "box"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var said []string
@@ -387,7 +391,7 @@ func TestStraightFails(t *testing.T) {
 func TestStraightNot(t *testing.T) {
 	b := newBuilder(nil, nil, nil, nil)
 	b.pidfd = os.Stdin
-	for _, code := range []plan.Code{plan.Hook, plan.Sync, plan.Listen, plan.Cross, plan.Take, plan.Idmap, plan.Cover, plan.MoveRoot, plan.RaiseLimit} {
+	for _, code := range []plan.Code{plan.Hook, plan.Sync, plan.Listen, plan.Cross, plan.Take, plan.MoveRoot} {
 		b.plan.Ops = []plan.Op{{Code: code}}
 		if b.straight([3]*os.File{}) != nil {
 			t.Errorf("%s has a straight form", plan.Names[code])
@@ -398,10 +402,8 @@ func TestStraightNot(t *testing.T) {
 		t.Error("nothing has none")
 	}
 	for name, change := range map[string]func(*builder){
-		"a user namespace":     func(b *builder) { b.user = &userNS{} },
-		"a new time namespace": func(b *builder) { b.clock = true },
-		"a class":              func(b *builder) { b.rdt = &rdt{} },
-		"network devices":      func(b *builder) { b.devs = []*netDevice{{}} },
+		"a class":         func(b *builder) { b.rdt = &rdt{} },
+		"network devices": func(b *builder) { b.devs = []*netDevice{{}} },
 	} {
 		b := newBuilder(nil, nil, nil, nil)
 		change(b)
