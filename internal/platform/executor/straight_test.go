@@ -434,21 +434,49 @@ func TestStraightEnds(t *testing.T) {
 	}
 }
 
-// TestStraightGivenUp: whoever gives up at any moment leaves nothing.
+// TestStraightGivenUp: whoever gives up at any moment leaves nothing, of an exec, a container, and
+// one in a user namespace, where another process is thrown away on the way.
 func TestStraightGivenUp(t *testing.T) {
-	p, end := start(t, Config{ID: "target", Spec: spec("sleep", "1000"), Rootfs: layers(t, image(t))})
+	root := image(t)
+	p, end := start(t, Config{ID: "target", Spec: spec("sleep", "1000"), Rootfs: layers(t, root)})
 	defer end()
+	container := func(change func(s *specs.Spec, c *Config)) func(ctx context.Context, i int) (*Process, error) {
+		c := Config{ID: "given-up", Rootfs: layers(t, root), Spec: spec("sh", "-c", "exit 0")}
+		change(c.Spec, &c)
+		return func(ctx context.Context, i int) (*Process, error) {
+			c.Spec.Process.Terminal = i%2 == 0
+			return shared.Create(ctx, c)
+		}
+	}
+	for name, begin := range map[string]func(ctx context.Context, i int) (*Process, error){
+		"exec": func(ctx context.Context, i int) (*Process, error) {
+			return shared.Exec(ctx, ExecConfig{PID: p.PID(), PIDFD: p.PIDFD(), Process: &specs.Process{
+				Args: []string{"sh", "-c", "exit 0"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: i%2 == 0, OOMScoreAdj: ptr(900)}})
+		},
+		"container":                     container(func(s *specs.Spec, c *Config) {}),
+		"container in a user namespace": container(mapped),
+	} {
+		t.Run(name, func(t *testing.T) { givenUp(t, begin) })
+	}
+}
+
+func givenUp(t *testing.T, begin func(ctx context.Context, i int) (*Process, error)) {
 	fds := func() int {
 		list, _ := os.ReadDir("/proc/self/fd")
 		return len(list)
 	}
 	before, open := leftovers(), 0
-	given := 0
+	given, straight := 0, 0
 	for i := range 150 {
 		ctx, cancel := context.WithTimeout(contextT(t), time.Duration(i)*50*time.Microsecond)
-		q, err := shared.Exec(ctx, ExecConfig{PID: p.PID(), PIDFD: p.PIDFD(), Process: &specs.Process{
-			Args: []string{"sh", "-c", "exit 0"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: i%2 == 0, OOMScoreAdj: ptr(900)}})
+		if i == 149 {
+			ctx = contextT(t)
+		}
+		q, err := begin(ctx, i)
 		if err == nil {
+			if q.straight != nil {
+				straight++
+			}
 			if err = q.Start(ctx); err == nil {
 				wait(t, q)
 			}
@@ -470,8 +498,8 @@ func TestStraightGivenUp(t *testing.T) {
 			t.Fatalf("after %d tries %d descriptors are open, %d were: %v\n%s", i, n, open, err, list)
 		}
 	}
-	if given == 0 {
-		t.Error("nobody gave up")
+	if given == 0 || straight == 0 {
+		t.Errorf("%d gave up, %d began as a program", given, straight)
 	}
 	if after := leftovers(); after != before {
 		t.Errorf("left behind:\nbefore %s\nafter  %s", before, after)
