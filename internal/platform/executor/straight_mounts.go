@@ -340,50 +340,17 @@ func (s *straight) symlink(target, path string) bool {
 	return true
 }
 
-// hidden is a path of a specification's masked and read-only ones.
-type hidden struct {
-	path   string
-	exists bool
-	dir    bool
-	fd     uint64 // of the filesystem of the kernel that is mounted above it, and
-	below  string // the path from there, "" if there is none
-}
-
-// hidden tells what to expect at a path. The container's /proc and /sys are of the same kernel
-// as the host's, which are looked at, and elsewhere there is nothing as a rule. Whether that is
-// so is seen when it is opened.
-func (s *straight) hidden(path string) (h hidden, ok bool) {
-	for i := len(s.kernel) - 1; i >= 0; i-- {
-		m := s.kernel[i]
-		below, in := strings.CutPrefix(path, m.path+"/")
-		if !in || below == "" {
-			continue
-		}
-		h = hidden{path: path, fd: m.fd, below: below}
-		host := "/sys"
-		if m.fstype == "proc" {
-			host = "/proc"
-		}
-		var st unix.Stat_t
-		err := unix.Stat(host+"/"+below, &st)
-		h.exists, h.dir = err == nil, st.Mode&unix.S_IFMT == unix.S_IFDIR
-		return h, err == nil || err == unix.ENOENT
+// pivot makes the container's root the process's.
+func (s *straight) pivot() {
+	p := &s.program
+	dot := p.String(".")
+	p.Call(unix.SYS_FCHDIR, s.root)
+	p.Call(unix.SYS_PIVOT_ROOT, dot, dot)
+	if guards.OldRoot.On() {
+		p.Call(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
 	}
-	return hidden{path: path}, true
-}
-
-// openHidden opens what is to be hidden; there must be nothing where nothing was expected.
-func (s *straight) openHidden(h hidden) (at uint64) {
-	s.window(guards.MasksByMount)
-	args := s.inRoot(h.path, unix.O_PATH, 0)
-	if h.below != "" && guards.MasksByMount.On() {
-		args = append([]uint64{h.fd}, s.how(h.below, unix.O_PATH, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)...)
-	}
-	if h.exists {
-		return s.opens(unix.SYS_OPENAT2, args...)
-	}
-	s.program.On(tiny.Results{Error: tiny.Report, But: unix.ENOENT, More: tiny.Report}, unix.SYS_OPENAT2, args...)
-	return 0
+	s.at = ""
+	p.Call(unix.SYS_CHDIR, p.String("/"))
 }
 
 // clone clones the single mount that a descriptor is on, or all that is mounted there.
@@ -401,83 +368,4 @@ func (s *straight) openNull(flags uint64) uint64 {
 	file := s.stat(null)
 	s.check(func(said []byte) bool { return isDevice(statAt(said, file), 1, 3) })
 	return null
-}
-
-// mask hides files under the null device, directories under an empty filesystem, of which
-// there is one.
-func (s *straight) mask(paths []string) bool {
-	if !guards.Masked.On() {
-		return true
-	}
-	var null, empty uint64
-	for _, path := range paths {
-		h, ok := s.hidden(path)
-		if !ok {
-			return false
-		}
-		at := s.openHidden(h)
-		if !h.exists {
-			continue
-		}
-		var m uint64
-		switch {
-		case !h.dir:
-			if null == 0 {
-				null = s.openNull(unix.O_PATH)
-			}
-			m = s.clone(null, 0)
-		case empty == 0:
-			empty = s.newFS("tmpfs", "tmpfs", []string{"ro", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY)
-			m = empty
-		default:
-			m = s.clone(empty, 0)
-		}
-		s.place(m, at, path)
-		s.closes(at)
-		if m != empty {
-			s.closes(m)
-		}
-	}
-	for _, fd := range []uint64{null, empty} {
-		if fd != 0 {
-			s.closes(fd)
-		}
-	}
-	return true
-}
-
-// readOnly binds each path over itself, read-only.
-func (s *straight) readOnly(paths []string) bool {
-	if !guards.ReadOnly.On() {
-		return true
-	}
-	for _, path := range paths {
-		h, ok := s.hidden(path)
-		if !ok {
-			return false
-		}
-		at := s.openHidden(h)
-		if !h.exists {
-			continue
-		}
-		m := s.clone(at, unix.AT_RECURSIVE)
-		s.setattr(m, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
-		s.place(m, at, path)
-		s.closes(at)
-		s.closes(m)
-	}
-	return true
-}
-
-// pivot makes the container's root the process's.
-func (s *straight) pivot() {
-	p := &s.program
-	dot := p.String(".")
-	p.Call(unix.SYS_FCHDIR, s.root)
-	p.Call(unix.SYS_PIVOT_ROOT, dot, dot)
-	if guards.OldRoot.On() {
-		p.Call(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
-	}
-	s.at = ""
-	p.Call(unix.SYS_CHDIR, p.String("/"))
 }

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/base/errs"
 	"github.com/orlop-io/orlop/internal/base/trace"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
@@ -148,37 +147,4 @@ func (s *straight) said(msg []byte) string {
 		return "a message that is not known"
 	}
 	return plan.Names[s.codes[call]] + ": " + unix.Errno(errno).Error()
-}
-
-// word is what opens the gate.
-func (s *straight) word() []byte {
-	word := append(make([]byte, 0, maxWord), plan.MsgGo)
-	word = append(append(word, s.exe...), 0)
-	if s.users {
-		word = append(word, make([]byte, homeAt-len(word))...)
-		word = append(append(append(word, "HOME="...), s.home...), 0)
-	}
-	return word
-}
-
-// passed reads what the program says after the gate: nothing, or of a failure.
-func (s *straight) passed(said []byte) error {
-	if len(said) == 0 {
-		return nil
-	}
-	return failedCall(s.after, said)
-}
-
-// failedCall is the error of a call that failed after the gate.
-func failedCall(after map[int]plan.Failure, said []byte) error {
-	call, errno, ok := tiny.Failed(said)
-	f, known := after[call]
-	if !ok || !known {
-		return errs.New(errs.Internal, "the program that starts the process sent a message that is not known: %q", said)
-	}
-	f.Errno = errno
-	if f.Code == plan.Exec {
-		f.Hint = plan.ExecHint(errno)
-	}
-	return failed(f)
 }
