@@ -103,9 +103,9 @@ func (r *results) targets() (list []target) {
 
 // causes says in a sentence why a target is missed, should it be.
 var causes = map[string]string{
-	"container": "after a pause all is cold, init starts a Go runtime (1 ms), and leaving the host's mounts waits for RCU; starts in a row, below, take less.",
-	"oci":       "two starts of Go's runtime, of orlop-oci and of its init, and the program's are 3 of the 11 ms of CPU that are allowed, and after a pause all is cold; starts in a row take 0.19 (docs/design/oci.md).",
-	"emulated":  "the machine is emulated, where the two starts of Go's runtime with their page faults weigh more than a program in C; natively, beside crun without this host's groups, run is 0.3 of its CPU time.",
+	"container": "after a pause all is cold, and leaving the host's mounts waits for RCU; starts in a row, below, take less.",
+	"oci":       "the start of Go's runtime and the program's are 2 of the 11 ms of CPU that are allowed, and after a pause all is cold (docs/design/oci.md).",
+	"emulated":  "the machine is emulated, where the start of Go's runtime with its page faults weighs more than a program in C.",
 	"pod":       "network namespace and veth pair take the kernel most of it.",
 	"pod cpu":   "network namespace, veth pair and its addresses take the kernel most of it, and it is the same work for both.",
 	"idle":      "the first pods bring what all share, some 5 MiB; and what a burst of starts took is given back after a few seconds only.",
