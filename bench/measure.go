@@ -93,15 +93,11 @@ func openStarters(ctx context.Context, o options, r *results) (list []starter, e
 		return nil, err
 	}
 	dir := func(name string) string { return filepath.Join(o.dir, "start", name) }
-	programs := filepath.Join(o.dir, "bin")
-	if err := install(programs, filepath.Join(o.bin, "orlop-oci"), filepath.Join(o.bin, "orlop-init"), "runc", "crun"); err != nil {
-		return nil, err
-	}
 	all := []starter{
 		&keeperStarter{bin: o.bin, dir: dir("orlop"), root: root},
-		&ociCommand{name: "orlop-oci", program: filepath.Join(programs, "orlop-oci"), dir: dir("orlop-oci"), root: root},
-		&ociCommand{name: "runc", program: filepath.Join(programs, "runc"), dir: dir("runc"), root: root},
-		&ociCommand{name: "crun", program: filepath.Join(programs, "crun"), dir: dir("crun"), root: root},
+		&ociCommand{name: "orlop-oci", program: filepath.Join(o.bin, "orlop-oci"), dir: dir("orlop-oci"), root: root},
+		&ociCommand{name: "runc", program: "runc", dir: dir("runc"), root: root},
+		&ociCommand{name: "crun", program: "crun", dir: dir("crun"), root: root},
 	}
 	for _, s := range all {
 		switch {

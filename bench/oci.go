@@ -3,10 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -19,31 +16,6 @@ type ociCommand struct {
 	dir           string // state and bundles
 	root          string // an unpacked root with /bin/true
 	group         group
-}
-
-// install copies programs to a directory, those that there are: what each start maps of them is
-// then in the page cache alike, in the pieces in which it was written, for all.
-func install(dir string, programs ...string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	for _, name := range programs {
-		path, err := exec.LookPath(name)
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(name)), data, 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (r *ociCommand) Name() string             { return r.name }

@@ -45,7 +45,7 @@ Written by %s on %s: Orlop and what the distribution packages, side by side in %
 	}
 	r.writePods(p)
 	if len(r.Containers) > 0 {
-		p("\n## Single containers\n\n`/bin/true` of a static busybox on overlayfs over the host's disk, default seccomp profile, own namespaces, memory, CPU and process limits,\n%d times each, from the request until it has ended and nothing of it is left. *orlop* is the keeper, asked as the daemon asks; the others are command lines, `run` and `exec`, of binaries that were copied before, so that all are in the page cache alike.\n\n", r.Rounds*r.Starts)
+		p("\n## Single containers\n\n`/bin/true` of a static busybox on overlayfs over the host's disk, default seccomp profile, own namespaces, memory, CPU and process limits,\n%d times each, from the request until it has ended and nothing of it is left. *orlop* is the keeper, asked as the daemon asks; the others are command lines, `run` and `exec`.\n\n", r.Rounds*r.Starts)
 		r.writeContainers(p)
 	}
 	if r.V2 != nil {
