@@ -18,9 +18,10 @@ func (g *Group) TakesThreads() bool {
 }
 
 // Clones tells whether a process that SpawnOnThread clones is in the whole group from its
-// first instruction, and may make a cgroup namespace at once.
-func (g *Group) Clones() bool {
-	return g.host.layout.Mode == V2 && !g.pendingScope() || g.TakesThreads()
+// first instruction, and may make a cgroup namespace at once; threads is TakesThreads.
+func (g *Group) Clones() (whole, threads bool) {
+	threads = g.TakesThreads()
+	return threads || g.host.layout.Mode == V2 && !g.pendingScope(), threads
 }
 
 // throttles tells whether the group or one above it has a CPU quota that others may have

@@ -152,10 +152,11 @@ func (r *restoring) do(ctx context.Context) error {
 // is in a mount namespace of its own, which is gone with it, and where it leaves groups alone also
 // in the container's cgroup namespace, which CRIU then does not make.
 func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start) error {
+	whole, threads := g.Clones()
 	var unshare uintptr
 	if opts.Cgroups == criu.CgroupsIgnore && checkpoint.OwnNamespace(r.spec, specs.CgroupNamespace) {
 		unshare = unix.CLONE_NEWCGROUP
-		if !g.Clones() {
+		if !whole {
 			return errs.New(errs.Unsupported, "a cgroup namespace cannot be restored in this control group (cgroup v1, or a CPU quota that is used up): use --manage-cgroups-mode soft")
 		}
 	}
@@ -168,7 +169,7 @@ func (r *restoring) spawn(g *cgroup.Group, opts *criu.Options, start criu.Start)
 			return err
 		}
 		spawn := g.Spawn
-		if g.TakesThreads() {
+		if threads {
 			spawn = g.SpawnOnThread
 		}
 		pid, err := spawn(func(cgroupFD int) (int, error) { return start(cgroupFD, unshare) })

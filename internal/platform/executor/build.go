@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -51,8 +52,9 @@ type builder struct {
 	scheduler []uint64
 
 	cgroup      *cgroup.Group
-	groupDirs   map[string]string // its directories, once they were asked for
-	cgroupRW    bool              // it is mounted writable
+	clones      func() (whole, threads bool) // cgroup.Clones, asked once
+	groupDirs   map[string]string            // its directories, once they were asked for
+	cgroupRW    bool                         // it is mounted writable
 	nullStreams uint64
 
 	// Mounts: early opens sources on the host while its mounts are peers, layers once they
@@ -72,7 +74,10 @@ type builder struct {
 }
 
 func newBuilder(g *cgroup.Group, stdin, stdout, stderr *os.File) *builder {
-	b := &builder{cgroup: g, ownDev: true, propagation: unix.MS_SLAVE}
+	b := &builder{cgroup: g, ownDev: true, propagation: unix.MS_SLAVE, clones: func() (whole, threads bool) { return true, false }}
+	if g != nil {
+		b.clones = sync.OnceValues(g.Clones)
+	}
 	b.give = func(f *os.File) uint64 {
 		b.files = append(b.files, f)
 		return uint64(plan.FirstFD + len(b.files) - 1)
@@ -205,7 +210,7 @@ func (b *builder) container(c *Config) error {
 	if !c.Pause {
 		b.streams(p, false)
 	}
-	if !c.Pause && (spec.Root != nil && spec.Root.Readonly || len(l.ReadonlyPaths) > 0) {
+	if !c.Pause && p.Cwd != "/" && (spec.Root != nil && spec.Root.Readonly || len(l.ReadonlyPaths) > 0) {
 		b.plan.Add(plan.MakeCwd, nil, p.Cwd)
 	}
 	b.plan.Ops = append(b.plan.Ops, b.last.Ops...)

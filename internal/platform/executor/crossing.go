@@ -114,40 +114,63 @@ func (b *builder) cross() error {
 // program composes part 2. user, entered and init are descriptors.
 func (b *builder) program(user uint64, entered []uint64, init uint64) []byte {
 	var p tiny.Program
-	call := func(step string, nr uintptr, args ...uint64) {
-		p.Call(nr, args...)
-		b.steps = append(b.steps, step)
-	}
-	enter := func() {
-		for i, n := range b.entered {
-			call("join namespace "+n.file.Name(), unix.SYS_SETNS, entered[i], n.kind)
+	// step says what the calls since the last one are.
+	step := func(what string) {
+		for len(b.steps) < p.Len() {
+			b.steps = append(b.steps, what)
 		}
 	}
+	hide(&p)
+	step("hide")
+	p.Call(unix.SYS_FCNTL, init, unix.F_SETFD, unix.FD_CLOEXEC)
+	step("mark")
+	b.enter(&p, user, entered, plan.SocketFD, step)
+	p.Call(unix.SYS_EXECVEAT, init, p.Data([]byte{0}), p.Strings([]string{"orlop-init"}), p.Strings(append(slices.Clone(initEnv), guard.Environ()...)), unix.AT_EMPTY_PATH)
+	step("execute init")
+	return p.Executable()
+}
+
+// hide keeps others from the process's memory: see child.undumpable.
+func hide(p *tiny.Program) {
 	if guards.Undumpable.On() {
-		call("hide", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+		p.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	}
+}
+
+// enter has a program enter the namespaces and go on in a clone that is born into them, which
+// tells the parent of itself. step is told what was added.
+func (b *builder) enter(p *tiny.Program, user uint64, entered []uint64, channel uint64, step func(what string)) {
+	join := func() {
+		for i, n := range b.entered {
+			p.Call(unix.SYS_SETNS, entered[i], n.kind)
+			step("join namespace " + n.file.Name())
+		}
 	}
 	if privileged() {
-		enter()
+		join()
 	}
 	if b.user != nil {
-		call("join user namespace "+b.user.file.Name(), unix.SYS_SETNS, user, unix.CLONE_NEWUSER)
+		p.Call(unix.SYS_SETNS, user, unix.CLONE_NEWUSER)
+		step("join user namespace " + b.user.file.Name())
 		if !privileged() {
-			enter()
+			join()
 		}
 		// In some it may not be done (setgroups in user_namespaces(7)).
 		p.Try(unix.SYS_SETGROUPS, 0, 0)
-		b.steps = append(b.steps, "drop groups")
-		call("become group 0 of the user namespace (is it mapped?)", unix.SYS_SETRESGID, 0, 0, 0)
-		call("become user 0 of the user namespace (is it mapped?)", unix.SYS_SETRESUID, 0, 0, 0)
+		step("drop groups")
+		p.Call(unix.SYS_SETRESGID, 0, 0, 0)
+		step("become group 0 of the user namespace (is it mapped?)")
+		p.Call(unix.SYS_SETRESUID, 0, 0, 0)
+		step("become user 0 of the user namespace (is it mapped?)")
+		hide(p) // a change of user sets it to what the sysctl fs.suid_dumpable says
+		step("hide")
 	}
-	call("mark", unix.SYS_FCNTL, init, unix.F_SETFD, unix.FD_CLOEXEC)
 	var clone [64]byte // struct clone_args of clone(2), as of Linux 5.3
 	binary.NativeEndian.PutUint64(clone[:], uint64(b.clone)|unix.CLONE_PARENT)
 	p.Fork(unix.SYS_CLONE3, p.Data(clone[:]), uint64(len(clone)))
-	b.steps = append(b.steps, "clone")
-	call("report", unix.SYS_WRITE, plan.SocketFD, p.Data([]byte{plan.MsgCrossed}), 1)
-	call("execute init", unix.SYS_EXECVEAT, init, p.Data([]byte{0}), p.Strings([]string{"orlop-init"}), p.Strings(append(slices.Clone(initEnv), guard.Environ()...)), unix.AT_EMPTY_PATH)
-	return p.Executable()
+	step("clone")
+	p.Call(unix.SYS_WRITE, channel, p.Data([]byte{plan.MsgCrossed}), 1)
+	step("report")
 }
 
 // crossed waits until part 3 has begun, of which arrival tells, and whose process p is from then

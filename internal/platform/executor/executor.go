@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -148,9 +147,7 @@ type ExecConfig struct {
 type Executor struct {
 	log  *slog.Logger
 	init *initFile
-
-	again atomic.Int64 // starts that orlop-init did over
-	long  bool         // by orlop-init always, for tests
+	long bool // by orlop-init always, for tests
 }
 
 // Process is a process that Create or Exec made. The caller is its parent and waits for

@@ -119,10 +119,10 @@ func OpenGate(ctx context.Context, path string) error {
 		return errs.New(errs.FailedPrecondition, "open gate %s: the process ended before it was started", path)
 	}
 	said = said[1:]
-	if after, rest, ok := decodeCalls(said); !ok {
+	if after, rest, ok := decodeCalls(said); ok {
+		err = after.passed(rest)
+	} else {
 		err = passed(said)
-	} else if len(rest) > 0 {
-		err = failedCall(after, rest)
 	}
 	if err != nil {
 		return fmt.Errorf("open gate %s: %w", path, err)

@@ -235,7 +235,7 @@ func (e *Executor) clone(p *Process, b *builder, im processImage) error {
 		sysmon.Spawn(func() { pid, err = syscall.ForkExec(exe, []string{"orlop-init"}, attr) })
 		return pid, err
 	}
-	threads := b.cgroup != nil && b.cgroup.TakesThreads()
+	_, threads := b.clones()
 	spawn := func() (err error) {
 		switch {
 		case threads:
@@ -367,7 +367,7 @@ func (p *Process) Start(ctx context.Context) (err error) {
 		said = append(said, msg...)
 	}
 	if straight != nil {
-		err = straight.passed(said)
+		err = straight.after.passed(said)
 	} else {
 		err = passed(said)
 	}

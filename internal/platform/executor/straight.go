@@ -45,10 +45,8 @@ type straight struct {
 	rootAt  func(said []byte) string // where the root was, from the host's root; "" if not where it was expected
 	crosses bool                     // into another user or time namespace
 	bound   uint64                   // the bounding set
-	why     string                   // it was not as usual before it had crossed
 	ownProc bool                     // a proc filesystem is mounted on /proc
 	inside  bool                     // the working directory has been entered
-	waits   bool                     // the gate has been added
 	users   bool                     // HOME is asked for
 
 	told   []uint64 // what is told when all is ready, as struct iovec
@@ -61,7 +59,7 @@ type straight struct {
 	gate  uint64   // where the parent's word goes
 	exe   string   // what that says: the program, and
 	home  string   // the variable HOME
-	after map[int]plan.Failure
+	after calls    // the gate
 
 	warnings []string
 	code     plan.Code   // of the operation that is being added
@@ -82,25 +80,24 @@ const (
 )
 
 // straight returns the plan as a program, nil where it is not one: then it is orlop-init's.
-// That is so for a process in a user or time namespace, or that is given network devices, and
-// for what add does not know: listeners of seccomp profiles, and hooks.
+// That is so for a process in a user namespace whose caller is not the host's root, or that is
+// given network devices, and for what add does not know: listeners of seccomp profiles, and hooks.
 func (b *builder) straight(stdio [3]*os.File) *straight {
 	if b.crosses() && !privileged() || b.rdt != nil || b.listener != nil || len(b.devs) > 0 || !guards.Sealed.On() {
-		return nil
-	}
-	// What is mounted and written for a container is in its group, and its groups' namespace too.
-	if !b.joining && b.cgroup != nil && !b.cgroup.Clones() {
 		return nil
 	}
 	has := func(codes ...plan.Code) bool {
 		is := func(o plan.Op) bool { return slices.Contains(codes, o.Code) }
 		return slices.ContainsFunc(b.host.Ops, is) || slices.ContainsFunc(b.plan.Ops, is)
 	}
+	// What is mounted and written for a container is in its group, and its groups' namespace too.
 	// What the kernel takes from a CPU set has to come after the group.
-	if b.cgroup != nil && has(plan.Affinity, plan.Scheduler, plan.MemoryPolicy) && !b.cgroup.Clones() {
-		return nil
+	if !b.joining || has(plan.Affinity, plan.Scheduler, plan.MemoryPolicy) {
+		if whole, _ := b.clones(); !whole {
+			return nil
+		}
 	}
-	s := &straight{fds: map[uint64]uint64{}, after: map[int]plan.Failure{}, crosses: b.crosses(), bound: bounds().set}
+	s := &straight{fds: map[uint64]uint64{}, crosses: b.crosses(), bound: bounds().set}
 	s.files = append(append(s.files, stdio[:]...), b.extra...)
 	s.channel = s.give(nil)
 	s.program.Channel(s.channel)
@@ -144,7 +141,7 @@ func (b *builder) straight(stdio [3]*os.File) *straight {
 		entered = append(entered, s.give(n.file))
 	}
 	s.next = uint64(len(s.files))
-	s.hide()
+	hide(&s.program)
 	// The program itself, and what the caller forgot to close.
 	s.program.Call(unix.SYS_CLOSE_RANGE, s.next, all32, 0)
 	s.gate = s.program.Room(maxWord)
@@ -210,7 +207,12 @@ func hostProc() *os.File {
 // those of package child.
 func (s *straight) add(o *plan.Op) bool {
 	p := &s.program
-	n := func(i int) uint64 { return o.N[i] }
+	n := func(i int) uint64 {
+		if i < len(o.N) {
+			return o.N[i]
+		}
+		return 0
+	}
 	switch o.Code {
 	case plan.Setns:
 		p.Call(unix.SYS_SETNS, s.fds[n(0)], n(1))
@@ -239,17 +241,14 @@ func (s *straight) add(o *plan.Op) bool {
 	case plan.Root:
 		s.enterRoot(n(0), o.S[0])
 	case plan.SlotAttr:
-		s.setattr(s.slots[n(0)].fd, n(1), n(2), n(3), n(4) != 0)
+		s.setattr(s.slots[n(0)].fd, n(4) != 0, unix.MountAttr{Attr_set: n(1), Attr_clr: n(2), Propagation: n(3)})
 	case plan.Attach:
-		return s.attach(n(0), o.S[0], at(o.N, 1), at(o.N, 2) != 0)
+		return s.attach(n(0), o.S[0], n(1), n(2) != 0)
 	case plan.Mount:
 		return s.mount(n(0), n(1), n(2), o.S)
 	case plan.PathAttr:
 		s.pathAttr(o.S[0], n(0), n(1), n(2) != 0)
 	case plan.MakeCwd:
-		if o.S[0] == "/" {
-			return true
-		}
 		fd, ok := s.makePath(o.S[0], directory, 0)
 		s.closes(fd)
 		return ok
@@ -329,15 +328,13 @@ func (s *straight) add(o *plan.Op) bool {
 		return s.lookup(o.S[0], o.S[1])
 	case plan.Gate:
 		if len(o.N) > 0 {
-			return s.hold(s.fds[n(0)], s.rest)
+			return s.hold(s.fds[n(0)])
 		}
 		s.wait()
 	case plan.Seccomp:
 		filter := p.Data([]byte(o.S[0]))
-		s.note(plan.Failure{Code: o.Code})
 		p.Call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, n(0), p.Words(uint64(len(o.S[0])/8), filter))
 	case plan.Pause:
-		s.note(plan.Failure{Code: o.Code})
 		p.Call(unix.SYS_EXECVEAT, s.pause, p.String(""), p.Strings([]string{"pause"}), p.Strings(nil), unix.AT_EMPTY_PATH)
 	case plan.Exec:
 		return s.exec(o.S[:n(0)], o.S[n(0):])
@@ -345,12 +342,4 @@ func (s *straight) add(o *plan.Op) bool {
 		return false
 	}
 	return true
-}
-
-// at is the number at i, 0 where the operation has fewer.
-func at(list []uint64, i int) uint64 {
-	if i < len(list) {
-		return list[i]
-	}
-	return 0
 }

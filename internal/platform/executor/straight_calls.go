@@ -232,14 +232,9 @@ func (s *straight) chdir(path string) bool {
 	}
 	s.inside = true
 	p := &s.program
-	var dir uint64
-	if path == "/" {
-		dir = s.open(path, unix.O_PATH|unix.O_DIRECTORY)
-	} else {
-		var ok bool
-		if dir, ok = s.makePath(path, directory, 0); !ok {
-			return false
-		}
+	dir, ok := s.makePath(path, directory, 0)
+	if !ok {
+		return false
 	}
 	p.Call(unix.SYS_FCHDIR, dir)
 	s.closes(dir)
@@ -273,7 +268,7 @@ func (s *straight) user(n []uint64) {
 	}
 	p.Call(unix.SYS_SETRESGID, n[1], n[1], n[1])
 	p.Call(unix.SYS_SETRESUID, n[0], n[0], n[0])
-	s.hide() // a change of user sets it to what the sysctl fs.suid_dumpable says
+	hide(p) // a change of user sets it to what the sysctl fs.suid_dumpable says
 }
 
 // caps sets the four sets (capset(2)).
@@ -282,10 +277,8 @@ func (s *straight) caps(n []uint64) bool {
 	if !guards.Inheritable.On() {
 		return false
 	}
-	s.note(plan.Failure{Code: plan.Caps})
 	s.capset(n[0], n[1], n[2])
 	for raise := n[3]; raise != 0; raise &= raise - 1 {
-		s.note(plan.Failure{Code: plan.Caps})
 		p.Call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, lowest(raise), 0, 0)
 	}
 	return true
@@ -305,13 +298,11 @@ func (s *straight) lookupHome(uid uint64) {
 	s.users = true
 	p := &s.program
 	fd := s.take()
-	p.On(tiny.Results{Error: tiny.Skip(3)}, unix.SYS_OPENAT2,
-		append([]uint64{s.root}, s.how("/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)...)...)
-	s.gone(fd)
+	p.On(tiny.Results{Error: tiny.Skip(3)}, unix.SYS_OPENAT2, s.inRoot("/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)...)
 	file := s.stat(fd)
 	room := p.Room(maxUsers)
 	p.Try(unix.SYS_READ, fd, room, maxUsers)
-	p.Try(unix.SYS_CLOSE, fd)
+	s.closes(fd)
 	table := s.tell(room, maxUsers)
 	s.check(func(said []byte) bool {
 		st := statAt(said, file)
@@ -369,7 +360,6 @@ func (s *straight) exec(argv, envv []string) bool {
 	if s.users {
 		home = append(home, s.gate+homeAt)
 	}
-	s.note(plan.Failure{Code: plan.Exec, Operand: argv[0]})
 	p.Call(unix.SYS_EXECVE, s.gate+exeAt, p.Strings(argv), p.Strings(envv, home...))
 	return true
 }

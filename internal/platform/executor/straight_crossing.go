@@ -2,14 +2,11 @@ package executor
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop-io/orlop/internal/platform/executor/guards"
 	"github.com/orlop-io/orlop/internal/platform/executor/plan"
 	"github.com/orlop-io/orlop/internal/platform/executor/tiny"
 )
@@ -19,38 +16,18 @@ import (
 // executed on the way, so what was opened before stays open, and the memory stays the host's
 // user namespace's (would_dump in fs/exec.c: who could not read the program may not trace it).
 
-// errUnusual is a crossing that orlop-init has to do over.
-var errUnusual = errors.New("not as usual")
+// unusual is why orlop-init has to do a crossing over.
+type unusual string
 
-// cross enters the namespaces, and goes on in a clone that is born into them: see
-// builder.program, whose calls they are.
+func (u unusual) Error() string { return string(u) }
+
+// cross enters the namespaces, and goes on in a clone that is born into them.
 func (s *straight) cross(b *builder, user uint64, entered []uint64) {
 	p := &s.program
-	for i, n := range b.entered {
-		p.Call(unix.SYS_SETNS, entered[i], n.kind)
-	}
-	if b.user != nil {
-		p.Call(unix.SYS_SETNS, user, unix.CLONE_NEWUSER)
-		// In some it may not be done (setgroups in user_namespaces(7)).
-		p.Try(unix.SYS_SETGROUPS, 0, 0)
-		p.Call(unix.SYS_SETRESGID, 0, 0, 0)
-		p.Call(unix.SYS_SETRESUID, 0, 0, 0)
-		s.hide() // a change of user sets it to what the sysctl fs.suid_dumpable says
-	}
-	var clone [64]byte // struct clone_args of clone(2), as of Linux 5.3
-	binary.NativeEndian.PutUint64(clone[:], uint64(b.clone)|unix.CLONE_PARENT)
-	p.Fork(unix.SYS_CLONE3, p.Data(clone[:]), uint64(len(clone)))
-	p.Call(unix.SYS_WRITE, s.channel, p.Data([]byte{plan.MsgCrossed}), 1)
+	b.enter(p, user, entered, s.channel, func(string) {})
 	// The parent may have something to do for a process that is there.
 	lost := tiny.End(plan.NotExecuted)
 	p.On(tiny.Results{Error: lost, Zero: lost}, unix.SYS_READ, s.channel, s.gate, 1)
-}
-
-// hide keeps others from the process's memory: see child.undumpable.
-func (s *straight) hide() {
-	if guards.Undumpable.On() {
-		s.program.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
-	}
 }
 
 // arrival is builder.arrival for a program.
@@ -58,13 +35,11 @@ func (s *straight) arrival(p *Process, ch *channel) (pid int, err error) {
 	msg, pid, err := ch.receiveFrom()
 	switch {
 	case err == io.EOF:
-		s.why = "it ended on its way into the namespaces"
-		return 0, errUnusual
+		return 0, unusual("it ended on its way into the namespaces")
 	case err != nil:
 		return 0, err
 	case msg[0] != plan.MsgCrossed:
-		s.why = s.said(msg)
-		return 0, errUnusual
+		return 0, unusual(s.said(msg))
 	}
 	return pid, nil
 }
@@ -85,13 +60,7 @@ func (s *straight) crossed(ctx context.Context, b *builder, p *Process, ch *chan
 
 // idmap maps the ids of a mount by a user namespace.
 func (s *straight) idmap(fd, user uint64, recursive bool) {
-	p := &s.program
-	flags := uint64(unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	const size = uint64(unsafe.Sizeof(unix.MountAttr{}))
-	p.Call(unix.SYS_MOUNT_SETATTR, fd, p.String(""), flags, p.Words(unix.MOUNT_ATTR_IDMAP, 0, 0, user), size)
+	s.setattr(fd, recursive, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: user})
 }
 
 // cover attaches an id-mapped clone of a directory of the host over it: see child/idmap.go.

@@ -3,6 +3,7 @@ package executor
 import (
 	"bytes"
 	"math/bits"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,7 @@ func (s *straight) clean() {
 func (s *straight) wait() {
 	s.clean()
 	s.ready()
-	s.waits = true
+	s.after = callsOf(s.program.Len(), s.rest)
 }
 
 // ready tells that all is ready, and what has been found, and waits for the parent's word.
@@ -50,7 +51,7 @@ func (s *straight) ready() {
 
 // hold adds a gate that outlives the parent: see child/gate.go. From then on the FIFO is in the
 // place of the socket. Whoever opens it has never seen the program, so that begins with what it is going to do.
-func (s *straight) hold(fd uint64, rest []plan.Op) bool {
+func (s *straight) hold(fd uint64) bool {
 	size, err := unix.FcntlInt(s.fifo.Fd(), unix.F_SETPIPE_SZ, 1)
 	if err != nil {
 		return false
@@ -63,60 +64,73 @@ func (s *straight) hold(fd uint64, rest []plan.Op) bool {
 	p.On(tiny.Results{Error: tiny.End(plan.NotExecuted)}, unix.SYS_WRITE, s.channel, p.Data([]byte{plan.MsgGo}), 1)
 	// Whoever opened it may die and read no more. What is to be said must not wait.
 	p.Try(unix.SYS_FCNTL, s.channel, unix.F_SETFL, unix.O_RDWR|unix.O_NONBLOCK)
-	intent := encodeCalls(p.Len()+1, rest)
+	intent := callsOf(p.Len()+1, s.rest).encode()
 	p.Try(unix.SYS_WRITE, s.channel, p.Data(intent), uint64(len(intent)))
-	s.waits = true
 	return true
 }
 
-// encodeCalls tells of the operations after a gate: the index of the first call, and what each
-// of them is that note is told of.
-func encodeCalls(first int, rest []plan.Op) []byte {
-	list := plan.Plan{Ops: []plan.Op{{Code: plan.Gate, N: plan.N(uint64(first))}}}
-	for _, o := range rest {
-		calls, operand := 1, ""
+// calls are those after a gate, of which the program tells by number if they fail.
+type calls struct {
+	first int // its index
+	list  []plan.Failure
+}
+
+// callsOf are the calls of operations after a gate, as add makes them.
+func callsOf(first int, ops []plan.Op) calls {
+	c := calls{first: first}
+	for _, o := range ops {
+		n, f := 1, plan.Failure{Code: o.Code}
 		switch o.Code {
 		case plan.Caps:
-			calls += bits.OnesCount64(o.N[3])
+			n += bits.OnesCount64(o.N[3])
 		case plan.Exec:
-			operand = o.S[0]
-			if len(operand) > 1<<10 { // it has to fit into the FIFO
-				operand = operand[:1<<10] + "…"
-			}
+			f.Operand = o.S[0]
 		}
-		for range calls {
-			list.Add(o.Code, nil, operand)
+		c.list = append(c.list, slices.Repeat([]plan.Failure{f}, n)...)
+	}
+	return c
+}
+
+// encode returns the message of the calls.
+func (c calls) encode() []byte {
+	var list plan.Plan
+	list.Add(plan.Gate, plan.N(uint64(c.first)))
+	for _, f := range c.list {
+		operand := f.Operand
+		if len(operand) > 1<<10 { // it has to fit into the FIFO
+			operand = operand[:1<<10] + "…"
 		}
+		list.Add(f.Code, nil, operand)
 	}
 	b := list.Encode()
 	return append([]byte{plan.MsgCalls, byte(len(b)), byte(len(b) >> 8)}, b...)
 }
 
 // decodeCalls reads that, and returns what comes after it.
-func decodeCalls(b []byte) (after map[int]plan.Failure, rest []byte, ok bool) {
+func decodeCalls(b []byte) (c calls, rest []byte, ok bool) {
 	if len(b) < 3 || b[0] != plan.MsgCalls {
-		return nil, nil, false
+		return c, nil, false
 	}
 	n := int(b[1]) | int(b[2])<<8
 	if len(b) < 3+n {
-		return nil, nil, false
+		return c, nil, false
 	}
 	r := plan.Reader{B: b[3 : 3+n]}
 	head, ok := r.Next()
 	if !ok || head.Code != plan.Gate || len(head.N) != 1 {
-		return nil, nil, false
+		return c, nil, false
 	}
-	after = map[int]plan.Failure{}
-	for i := int(head.N[0]); ; i++ {
+	c.first = int(head.N[0])
+	for {
 		o, ok := r.Next()
 		if !ok {
-			return after, b[3+n:], !r.Bad
+			return c, b[3+n:], !r.Bad
 		}
 		f := plan.Failure{Code: o.Code}
 		if len(o.S) > 0 {
 			f.Operand = o.S[0]
 		}
-		after[i] = f
+		c.list = append(c.list, f)
 	}
 }
 
@@ -132,14 +146,6 @@ func ignoredSignals() (list []uint64) {
 	return list
 }
 
-// note says what the next call is, if it comes after the gate: then it is the program that
-// has to tell of it.
-func (s *straight) note(f plan.Failure) {
-	if s.waits {
-		s.after[s.program.Len()] = f
-	}
-}
-
 // word is what opens the gate.
 func (s *straight) word() []byte {
 	word := append(make([]byte, 0, maxWord), plan.MsgGo)
@@ -152,20 +158,15 @@ func (s *straight) word() []byte {
 }
 
 // passed reads what the program says after the gate: nothing, or of a failure.
-func (s *straight) passed(said []byte) error {
+func (c calls) passed(said []byte) error {
 	if len(said) == 0 {
 		return nil
 	}
-	return failedCall(s.after, said)
-}
-
-// failedCall is the error of a call that failed after the gate.
-func failedCall(after map[int]plan.Failure, said []byte) error {
 	call, errno, ok := tiny.Failed(said)
-	f, known := after[call]
-	if !ok || !known {
+	if call -= c.first; !ok || call < 0 || call >= len(c.list) {
 		return errs.New(errs.Internal, "the program that starts the process sent a message that is not known: %q", said)
 	}
+	f := c.list[call]
 	f.Errno = errno
 	if f.Code == plan.Exec {
 		f.Hint = plan.ExecHint(errno)

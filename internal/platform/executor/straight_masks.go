@@ -113,7 +113,7 @@ func (s *straight) readOnly(paths []string) bool {
 	}
 	return s.over(paths, func(at uint64, _ bool) (uint64, bool) {
 		m := s.clone(at, unix.AT_RECURSIVE)
-		s.setattr(m, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		s.setattr(m, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 		return m, false
 	})
 }

@@ -172,14 +172,14 @@ func (s *straight) overlay(o *plan.Op) bool {
 }
 
 // setattr is mount_setattr(2) on an open mount.
-func (s *straight) setattr(fd, set, clear, propagation uint64, recursive bool) {
+func (s *straight) setattr(fd uint64, recursive bool, a unix.MountAttr) {
 	p := &s.program
 	flags := uint64(unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	const size = uint64(unsafe.Sizeof(unix.MountAttr{}))
-	p.Call(unix.SYS_MOUNT_SETATTR, fd, p.String(""), flags, p.Words(set, clear, propagation, 0), size)
+	attr := p.Words(a.Attr_set, a.Attr_clr, a.Propagation, a.Userns_fd)
+	p.Call(unix.SYS_MOUNT_SETATTR, fd, p.String(""), flags, attr, uint64(unsafe.Sizeof(a)))
 }
 
 // propagate changes the propagation of a mount by its path.
@@ -281,7 +281,7 @@ func (s *straight) mount(attr, flags, propagation uint64, args []string) bool {
 	s.mayCover(at, fstype == "proc")
 	s.place(fd, at, path)
 	if propagation != 0 {
-		s.setattr(fd, 0, 0, propagation, true)
+		s.setattr(fd, true, unix.MountAttr{Propagation: propagation})
 	}
 	s.closes(at)
 	if strict {
@@ -302,7 +302,7 @@ func (s *straight) attach(i uint64, path string, propagation uint64, recursive b
 	s.mayCover(at, sl.proc)
 	s.place(sl.fd, at, path)
 	if propagation != 0 {
-		s.setattr(sl.fd, 0, 0, propagation, recursive)
+		s.setattr(sl.fd, recursive, unix.MountAttr{Propagation: propagation})
 	}
 	s.closes(at)
 	s.closes(sl.fd)
@@ -311,7 +311,7 @@ func (s *straight) attach(i uint64, path string, propagation uint64, recursive b
 
 func (s *straight) pathAttr(path string, set, clear uint64, recursive bool) {
 	fd := s.open(path, unix.O_PATH)
-	s.setattr(fd, set, clear, 0, recursive)
+	s.setattr(fd, recursive, unix.MountAttr{Attr_set: set, Attr_clr: clear})
 	s.closes(fd)
 }
 

@@ -68,7 +68,10 @@ func (s *straight) makePath(path string, k kind, resolve uint64) (fd uint64, ok 
 	if k.like != 0 {
 		calls += 3
 	}
-	if len(parts) == 0 || calls > 255 {
+	switch {
+	case len(parts) == 0: // the root is there
+		return s.opens(unix.SYS_OPENAT2, s.inRoot(path, flags, resolve)...), true
+	case calls > 255:
 		return 0, false
 	}
 	fd = s.take()

@@ -79,8 +79,9 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 	stop := ch.bind(ctx)
 	defer stop()
 	if s.crosses {
-		if err := s.crossed(ctx, b, p, ch); errors.Is(err, errUnusual) {
-			e.unusual(ctx, id, s.why)
+		var u unusual
+		if err := s.crossed(ctx, b, p, ch); errors.As(err, &u) {
+			e.unusual(ctx, id, u.Error())
 			return nil, nil
 		} else if err != nil {
 			return nil, err
@@ -121,10 +122,11 @@ func (e *Executor) launchStraight(ctx context.Context, id string, b *builder, s 
 	}
 }
 
+const doneOver = "a start is done over by orlop-init"
+
 // unusual notes why orlop-init takes its turn.
 func (e *Executor) unusual(ctx context.Context, id, what string) {
-	e.again.Add(1)
-	e.log.DebugContext(ctx, "a start is done over by orlop-init", "container", id, "why", what)
+	e.log.DebugContext(ctx, doneOver, "container", id, "why", what)
 }
 
 // unusual looks at what the program has found, and says what is not as usual, "" where all is.

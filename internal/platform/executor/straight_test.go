@@ -1,9 +1,11 @@
 package executor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -33,28 +35,35 @@ func eachWay(t *testing.T, test func(t *testing.T)) {
 	})
 }
 
+// overAgain is a log that tells whether a start was done over.
+type overAgain bool
+
+func (o *overAgain) Handle(_ context.Context, r slog.Record) error {
+	*o = *o || r.Message == doneOver
+	return nil
+}
+func (o *overAgain) Enabled(context.Context, slog.Level) bool { return true }
+func (o *overAgain) WithAttrs([]slog.Attr) slog.Handler       { return o }
+func (o *overAgain) WithGroup(string) slog.Handler            { return o }
+
 // hear begins a process, in its own way or as orlop-init, and returns what it says to its end.
 // begun is called before it starts, with whether it was done over.
 func hear(t *testing.T, ownWay bool, begin func(out *os.File) (*Process, error), begun func(p *Process, again bool)) string {
 	t.Helper()
-	restore := func() {}
-	if !ownWay {
-		restore = byInit()
-	}
+	var again overAgain
+	defer func(old *Executor) { shared = old }(shared)
+	shared = &Executor{log: slog.New(&again), init: shared.init, long: !ownWay}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	before := shared.again.Load()
 	p, err := begin(w)
-	again := shared.again.Load() > before
-	restore()
 	w.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun(p, again)
+	begun(p, bool(again))
 	if err := p.Start(contextT(t)); err != nil {
 		t.Error(err)
 	}
@@ -303,13 +312,13 @@ func TestStraightEnds(t *testing.T) {
 // nothing else is.
 func TestCalls(t *testing.T) {
 	rest := []plan.Op{{Code: plan.Seccomp}, {Code: plan.Caps, N: plan.N(0, 0, 0, 0b101)}, {Code: plan.Exec, S: []string{strings.Repeat("x", 2<<10)}}}
-	b := encodeCalls(40, rest)
+	b := callsOf(40, rest).encode()
 	after, left, ok := decodeCalls(append(b, "left"...))
 	var codes []plan.Code
-	for i := 40; i < 45; i++ {
-		codes = append(codes, after[i].Code)
+	for _, f := range after.list {
+		codes = append(codes, f.Code)
 	}
-	if want := []plan.Code{plan.Seccomp, plan.Caps, plan.Caps, plan.Caps, plan.Exec}; !ok || string(left) != "left" || !slices.Equal(codes, want) || len(after) != 5 {
+	if want := []plan.Code{plan.Seccomp, plan.Caps, plan.Caps, plan.Caps, plan.Exec}; !ok || string(left) != "left" || !slices.Equal(codes, want) || after.first != 40 {
 		t.Errorf("got %v and %q, %v", after, left, ok)
 	}
 	if len(b) > 2<<10 {
