@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -169,22 +170,35 @@ func makeDirs(mount, rel string, made *[]string, ready func(parent, dir string) 
 	}
 }
 
-// makeDelegated makes the directories of a group in cgroup2 and hands it the controllers. As a rule
-// all groups above are there and hand them on already, for another group: what the new one
-// has tells that.
+// makeDelegated makes the directories of a group in cgroup2 and hands it the controllers, with their files.
+// As a rule all groups above are there and hand them on already, for another group: then one question and
+// one call make it.
 func makeDelegated(mount, rel string, made *[]string, want, rest []string) error {
-	if err := makeDirs(mount, rel, made, nil); err != nil {
-		return err
-	}
 	if len(want)+len(rest) == 0 {
-		return nil
+		return makeDirs(mount, rel, made, nil)
 	}
-	has, err := read(mount+rel, "cgroup.controllers")
-	if err == nil && len(among(want, has, true))+len(among(rest, has, true)) == 0 {
-		return nil
+	parent := filepath.Dir(mount + rel)
+	var err error = unix.ENOENT
+	if on, e := read(parent, "cgroup.subtree_control"); e == nil && len(among(want, on, true))+len(among(rest, on, true)) == 0 {
+		before := len(*made)
+		err = makeDir(parent, mount+rel, made, func(string, string) error { return nil })
+		if len(*made) > before {
+			return nil // settled: mkdir(2) waited for whoever was handing them on
+		}
 	}
-	return makeDirs(mount, rel, made, func(parent, _ string) error { return enable(parent, want, rest) })
+	if errors.Is(err, unix.ENOENT) {
+		err = makeDirs(mount, rel, made, func(parent, _ string) error { return enable(parent, want, rest) })
+	}
+	if err == nil {
+		settle(parent)
+	}
+	return err
 }
+
+// settle waits until whoever is handing controllers to the children of a cgroup2 group has done so: the
+// kernel lists them while it still makes their files, under the lock that every write to the list takes, one of
+// nothing too. Who may not write there is not the one who hands them on, and finds what there is.
+func settle(parent string) { writeIfThere(parent, "cgroup.subtree_control", "\n") }
 
 func makeDir(parent, dir string, made *[]string, ready func(parent, dir string) error) error {
 	switch err := unix.Mkdir(dir, 0o755); err {

@@ -185,28 +185,38 @@ func TestRefusedCreateLeavesNothing(t *testing.T) {
 	})
 }
 
+// Groups that are made and removed side by side, below one that is not there yet, have what was asked.
 func TestConcurrentCreateRemove(t *testing.T) {
 	on(t, func(t *testing.T, h *Host) {
 		p := root(t, h)
-		done := make(chan error)
-		for i := range 8 {
-			go func() {
-				for range 10 {
-					g, err := h.Create(p+"/pod/c"+strconv.Itoa(i), &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: to(uint64(512))}})
-					if err == nil {
-						err = g.Remove(t.Context())
-					}
-					if err != nil {
-						done <- err
-						return
-					}
-				}
-				done <- nil
-			}()
+		res := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: to(uint64(512))}, Pids: &specs.LinuxPids{Limit: to(int64(77))}}
+		turn := func(path string) error {
+			g, err := h.Create(path, res)
+			if err != nil {
+				return err
+			}
+			if v, err := read(g.dir("pids"), "pids.max"); err != nil || v != "77" {
+				return fmt.Errorf("%s: pids.max is %q (%v)", path, v, err)
+			}
+			return g.Remove(t.Context())
 		}
-		for range 8 {
-			if err := <-done; err != nil {
-				t.Error(err)
+		for pod := range 10 {
+			done := make(chan error)
+			for i := range 8 {
+				go func() {
+					for range 5 {
+						if err := turn(fmt.Sprintf("%s/pod%d/c%d", p, pod, i)); err != nil {
+							done <- err
+							return
+						}
+					}
+					done <- nil
+				}()
+			}
+			for range 8 {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	})
