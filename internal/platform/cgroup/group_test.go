@@ -97,7 +97,7 @@ func TestLifecycle(t *testing.T) {
 	})
 }
 
-func TestAddAndDirFD(t *testing.T) {
+func TestAddAndSpawn(t *testing.T) {
 	on(t, func(t *testing.T, h *Host) {
 		p := root(t, h)
 		a, err := h.Create(p+"/a", nil)
@@ -116,13 +116,6 @@ func TestAddAndDirFD(t *testing.T) {
 		if pids, _ := b.Procs(); !slices.Contains(pids, c.Process.Pid) || !a.Empty() {
 			t.Errorf("after Add: b %v, a empty %v", pids, a.Empty())
 		}
-		f, ok := b.DirFD()
-		if ok != (h.layout.Mode == V2) {
-			t.Errorf("DirFD: %v on %s", ok, h.layout.Mode)
-		}
-		if ok {
-			f.Close()
-		}
 		if err := b.Add(1 << 22); !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
 			t.Errorf("Add of no process: %v", err)
 		}
@@ -136,6 +129,16 @@ func TestAddAndDirFD(t *testing.T) {
 		_, err = gone.Spawn(func(int) (int, error) { return c.Process.Pid, nil })
 		if !errors.Is(err, errs.NotFound) {
 			t.Errorf("Spawn in no group: %v", err)
+		}
+		// A group that is removed when the kernel has still to look at it.
+		going, err := h.Create(p+"/going", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dir := going.unifiedDir(); dir != "" {
+			if _, err = spawnAfter(t, going, "wait", func() { unix.Rmdir(dir) }); !errors.Is(err, errs.NotFound) {
+				t.Errorf("Spawn in a group that goes: %v", err)
+			}
 		}
 	})
 }

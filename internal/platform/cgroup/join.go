@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -24,7 +23,8 @@ import (
 //
 // A group that has handed controllers to groups below it (a container that runs systemd
 // does) takes no processes itself: clone, having failed with EBUSY, is called once more
-// with the group in which one of the processes is that are there.
+// with the group in which one of the processes is that are there. And once more where systemd removed
+// the group meanwhile, its last process having ended, so that it begins anew.
 //
 // When moving the process fails after clone has made it, Spawn returns its pid with
 // the error, and the caller must kill it.
@@ -81,7 +81,11 @@ func cloneInto(dir string, clone func(int) (int, error)) (int, error) {
 		return 0, fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer unix.Close(fd)
-	return clone(fd)
+	pid, err := clone(fd)
+	if (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV)) && !isDir(dir) {
+		return 0, errNoDir // removed meanwhile, by systemd when its last process had ended
+	}
+	return pid, err
 }
 
 // pendingScope tells whether systemd has yet to make the group, for its first process.
@@ -124,7 +128,10 @@ func (g *Group) Add(pid int) error {
 				err = write(leaf, "cgroup.procs", strconv.Itoa(pid))
 			}
 		}
-		if errors.Is(err, errs.NotFound) && !isDir(d) {
+		if err != nil && g.pendingScope() { // it has just ended
+			return g.host.systemd.start(g, pid)
+		}
+		if err != nil && !isDir(d) {
 			err = errs.New(errs.NotFound, "the group does not exist")
 		}
 		if err != nil {
@@ -171,19 +178,4 @@ func (g *Group) eachV1(file, value, who string) error {
 		return errs.New(errs.NotFound, "add %s to cgroup %s: the group does not exist", who, g.path)
 	}
 	return nil
-}
-
-// DirFD opens the group's directory for clone3's CLONE_INTO_CGROUP. It is false on V1
-// and Hybrid, where it would be only a part of the group, and where the group is not
-// there: use Spawn, which does what is right everywhere.
-func (g *Group) DirFD() (*os.File, bool) {
-	if g.host.layout.Mode != V2 {
-		return nil, false
-	}
-	d := g.unifiedDir()
-	fd, err := openat(d, unix.O_DIRECTORY|unix.O_PATH)
-	if err != nil {
-		return nil, false
-	}
-	return os.NewFile(uintptr(fd), filepath.Base(d)), true
 }

@@ -164,6 +164,16 @@ type proc struct {
 // spawn runs a child in g. It kills and reaps it when the test ends.
 func spawn(t *testing.T, g *Group, what string) *proc {
 	t.Helper()
+	p, err := spawnAfter(t, g, what, func() {})
+	if err != nil {
+		t.Fatalf("spawn in %s: %v", g.Path(), err)
+	}
+	return p
+}
+
+// spawnAfter is spawn, with what happens before each clone into the group.
+func spawnAfter(t *testing.T, g *Group, what string, before func()) (*proc, error) {
+	t.Helper()
 	p := &proc{}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -173,7 +183,10 @@ func spawn(t *testing.T, g *Group, what string) *proc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := g.Spawn(func(fd int) (int, error) {
+	_, err = g.Spawn(func(fd int) (int, error) {
+		if fd >= 0 {
+			before()
+		}
 		p.Cmd = exec.Command("/proc/self/exe")
 		p.Env = append(os.Environ(), "CGROUP_TEST_CHILD="+what)
 		p.Stdout, p.Stderr, p.Stdin = w, os.Stderr, inR
@@ -185,20 +198,22 @@ func spawn(t *testing.T, g *Group, what string) *proc {
 	})
 	w.Close()
 	inR.Close()
+	t.Cleanup(func() {
+		if p.Process != nil {
+			p.Process.Kill()
+			p.Wait()
+		}
+		r.Close()
+		inW.Close()
+	})
 	if err != nil {
-		t.Fatalf("spawn in %s: %v (pid %d)", g.Path(), err, pid)
+		return nil, err
 	}
 	p.out, p.in = bufio.NewScanner(r), inW
 	if _, err := inW.WriteString("\n"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		p.Process.Kill()
-		p.Wait()
-		r.Close()
-		inW.Close()
-	})
-	return p
+	return p, nil
 }
 
 // line returns the next line of the child's output.

@@ -144,9 +144,6 @@ func TestSystemd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := app.DirFD(); ok {
-		t.Error("the scope is there before its first process")
-	}
 	if _, err := h.Load(app.Path()); !errors.Is(err, errs.NotFound) {
 		t.Errorf("Load: %v", err)
 	}
@@ -192,6 +189,28 @@ func TestSystemd(t *testing.T) {
 	if a := c.line(t); a != "operation not permitted" {
 		t.Errorf("devices after daemon-reload: %s", a)
 	}
+	// A scope that ends while a process is on its way to it begins anew.
+	ending, err := h.Create(pod.Path()+"/ending", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(10))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := spawn(t, ending, "wait")
+	first.line(t)
+	if ending, err = h.Create(ending.Path(), &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: to(int64(10))}}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := spawnAfter(t, ending, "wait", func() {
+		first.Process.Kill()
+		first.Wait()
+		until(t, "the scope has ended", func() bool { return !isDir(ending.unifiedDir()) })
+	})
+	if err != nil {
+		t.Fatalf("spawn in a scope that ends: %v", err)
+	}
+	again.line(t)
+	if got := unitProperty(ending.unit.name, "ActiveState") + " " + file(ending, "pids.max"); got != "active 10" {
+		t.Errorf("the scope that began anew is %s", got)
+	}
 	// Below a group with processes there are no limits; the refusal leaves nothing.
 	if _, err := h.Create(app.Path()+"/sub", nil); !errors.Is(err, errs.FailedPrecondition) {
 		t.Errorf("a group below processes: %v", err)
@@ -204,10 +223,12 @@ func TestSystemd(t *testing.T) {
 	if err := pod.Remove(ctx); !errors.Is(err, errs.InUse) || app.Empty() {
 		t.Errorf("Remove with processes: %v", err)
 	}
-	if err := app.Kill(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+	for _, g := range []*Group{app, ending} {
+		if err := g.Kill(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for _, g := range []*Group{app, app, pod, pod} {
+	for _, g := range []*Group{app, app, ending, pod, pod} {
 		if err := g.Remove(t.Context()); err != nil {
 			t.Error(err)
 		}
