@@ -24,6 +24,14 @@ func TestControllers(t *testing.T) {
 		}
 		checkControllers(t, h, g)
 
+		// A group that is removed while it is updated is not made again.
+		for _, gone := range []string{p + "/gone", p + "/gone/app"} {
+			err := delegate(h.unified.mount, gone, h.unified.controllers, nil)
+			if isDir(h.unified.mount+p+"/gone") || strings.HasSuffix(gone, "/app") && !errors.Is(err, errs.NotFound) {
+				t.Errorf("controllers for %s, which is not there: %v", gone, err)
+			}
+		}
+
 		// One that the host has not is refused by name before anything is made.
 		less := &Host{layout: h.layout, unified: h.unified}
 		less.unified.controllers = []string{"cpu", "memory", "pids", "io"}

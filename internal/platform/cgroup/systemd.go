@@ -322,7 +322,7 @@ func (s *systemd) update(g *Group, p *plan) error {
 	}
 	// The files first: they refuse what systemd would take and never set. And again after
 	// it, because they are more exact.
-	if err := g.host.create(g, p); err != nil {
+	if err := g.set(p); err != nil {
 		return err
 	}
 	if props := p.properties(false); len(props) > 0 && g.unit.below == "" {

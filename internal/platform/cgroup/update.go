@@ -32,6 +32,11 @@ func (g *Group) update(p *plan) error {
 	if g.host.systemd != nil {
 		return g.host.systemd.update(g, p)
 	}
+	return g.set(p)
+}
+
+// set applies p to a group that is there, with either driver.
+func (g *Group) set(p *plan) error {
 	if !g.exists() {
 		return errs.New(errs.NotFound, "it does not exist")
 	}
@@ -55,9 +60,8 @@ func (g *Group) update(p *plan) error {
 		}
 	}
 	if g.host.unified.mount != "" {
-		var made []string
 		want, rest := g.host.delegated(p)
-		if err := makeDelegated(g.host.unified.mount, g.rel, &made, want, rest); err != nil {
+		if err := delegate(g.host.unified.mount, g.rel, want, rest); err != nil {
 			return err
 		}
 	}
