@@ -31,7 +31,7 @@ func measureInVM(ctx context.Context, o options) (*results, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	code, err := vm.Run(ctx, vm.Options{MemoryMiB: 2048, Timeout: 30 * time.Minute}, vm.Command{
+	code, err := vm.Run(ctx, vm.Options{MemoryMiB: 2048, Timeout: 30 * time.Minute, Silence: 30 * time.Minute}, vm.Command{
 		Argv: []string{"/bin/sh", "-c", inMemory, self, "-json", "-vm=false", "-bin", o.bin, "-only", cmp.Or(o.only, "orlop,orlop-oci,runc,crun"),
 			"-pods", "0", "-pulls=false", "-rounds", strconv.Itoa(o.rounds), "-starts", strconv.Itoa(min(o.starts, 5)), "-parallel", strconv.Itoa(min(o.parallel, 10)), "-soak", "0"},
 		Stdout: &out, Stderr: os.Stderr,

@@ -162,7 +162,7 @@ var begun = regexp.MustCompile(`(?m)^=== RUN   [^/\s]+$`)
 // images and volumes: on the root no overlay can have its upper directory.
 func bootHost(t *testing.T, o Options, disk string) (*Machine, error) {
 	t.Helper()
-	o.Disk = disk
+	o.Disk, o.Timeout = disk, 15*time.Minute // all suites of a host take half of it
 	m, err := Boot(context.Background(), o)
 	if err != nil {
 		return nil, err

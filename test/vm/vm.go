@@ -56,6 +56,9 @@ type Options struct {
 	KernelArgs []string
 	// Timeout ends the machine; 0 is ten minutes. It counts besides the context.
 	Timeout time.Duration
+	// Silence ends a machine that for so long neither gets ready nor prints anything that a command
+	// has for Stdout or Stderr; 0 is four minutes. The usual is seconds.
+	Silence time.Duration
 }
 
 // Command is what to run in a machine. Paths are those of this host.
@@ -94,6 +97,9 @@ type Machine struct {
 func Boot(ctx context.Context, o Options) (_ *Machine, err error) {
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Minute
+	}
+	if o.Silence == 0 {
+		o.Silence = 4 * time.Minute
 	}
 	m := &Machine{o: o, done: make(chan struct{})}
 	m.ctx, m.cancel = context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the machine did not end within %s", o.Timeout))
@@ -164,6 +170,7 @@ func (m *Machine) Run(c Command) (code int, err error) {
 // receive takes frames up to one of that kind.
 func (m *Machine) receive(kind byte, stdout, stderr io.Writer) (s boot.Status, err error) {
 	for {
+		m.port.SetReadDeadline(time.Now().Add(m.o.Silence))
 		k, content, err := boot.ReadFrame(m.port)
 		if err != nil {
 			return s, m.why(err)
@@ -183,7 +190,10 @@ func (m *Machine) receive(kind byte, stdout, stderr io.Writer) (s boot.Status, e
 func (m *Machine) why(err error) error {
 	cause := context.Cause(m.ctx)
 	m.Kill()
-	if cause == nil {
+	switch {
+	case cause == nil && errors.Is(err, os.ErrDeadlineExceeded):
+		cause = fmt.Errorf("the machine has said nothing for %s, and was ended", m.o.Silence)
+	case cause == nil:
 		cause = fmt.Errorf("the machine ended without a word (%s: %v, %w); virtiofsd: %s", m.tools.qemu, m.qemu.ProcessState, err, m.fsLog.String())
 	}
 	return fmt.Errorf("%w; the end of its console:\n%s", cause, m.console.String())

@@ -108,6 +108,27 @@ func TestEndedEarlyLeavesNothing(t *testing.T) {
 	}
 }
 
+// A machine that hangs costs minutes and not its whole time.
+func TestSilent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine: left out with -short")
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	var out bytes.Buffer
+	m, err := Boot(context.Background(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.o.Silence = 4 * time.Second // the boot takes longer
+	code, err := m.Run(Command{Argv: []string{"/bin/sh", "-c", "sleep 2; echo one; sleep 2; echo two; exec sleep 600"}, Stdout: &out})
+	if err == nil || !strings.Contains(err.Error(), "said nothing for 4s") || !strings.Contains(err.Error(), "console") || out.String() != "one\ntwo\n" {
+		t.Errorf("code %d, %v, %q", code, err, &out)
+	}
+	if l := left(t); len(l) > 0 {
+		t.Errorf("left: %q", l)
+	}
+}
+
 func TestMissingPackages(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := Boot(context.Background(), Options{})
