@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,6 +124,16 @@ var joinAttacks = []attack{
 		out, _ := attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner(dir+"/attacker", "say", "who joins stands in the host's root")})
 		return out
 	}},
+	{"host's files below the root of who joins, of a caller in a chroot", [][]string{{"mounts.namespace-root"}}, func(t *testing.T) string {
+		// The caller binds the host's root there, in a mount namespace of its own: the directory is beside what
+		// tests remove with all below.
+		root, err := os.MkdirTemp(filepath.Dir(temporary), "exec-chroot-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(root)
+		return called(t, "TestCallerInChroot", root+" "+outside(t), nil, &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS})
+	}},
 	{"attribute of who joins written into a file of the image (CVE-2019-16884)", [][]string{{"proc.host"}}, func(t *testing.T) string {
 		root := hostile(t)
 		fake(t, root+"/proc/self/oom_score_adj")
@@ -215,4 +226,38 @@ func overwritten(t *testing.T, once bool) string {
 	})
 	p.end(t)
 	return reached
+}
+
+// TestCallerInChroot is a caller whose root is not its mount namespace's: all is there as on the host, read-only
+// but for /proc and the tests' directory, and one directory is empty. Who finds the host's files in that has got out.
+func TestCallerInChroot(t *testing.T) {
+	caller(t, func(arg string) string {
+		root, dir, _ := strings.Cut(arg, " ")
+		tests := filepath.Dir(dir)
+		err := unix.Mount("/", root, "", unix.MS_BIND|unix.MS_REC, "")
+		for _, step := range []func() error{
+			func() error {
+				return unix.MountSetattr(-1, root, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+			},
+			func() error { return unix.Mount("proc", root+"/proc", "proc", 0, "") },
+			func() error { return unix.Mount(tests, root+tests, "", unix.MS_BIND, "") },
+			func() error { return unix.Mount("tmpfs", root+dir, "tmpfs", 0, "") },
+			func() error { return unix.Chroot(root) },
+			func() error { return os.Chdir("/") },
+		} {
+			if err == nil {
+				err = step()
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+			t.Fatalf("the chroot has the host's files: %v, %v", list, err)
+		}
+		p := imprison(t, nil, "wait")
+		defer p.end(t)
+		out, _ := attemptExec(t, ExecConfig{PID: p.p.PID(), Process: joiner(dir+"/attacker", "say", "who joins stands in the host's root")})
+		return out
+	})
 }

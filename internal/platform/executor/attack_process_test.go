@@ -148,36 +148,63 @@ var processAttacks = []attack{
 	{"terminal of the caller (TIOCSTI)", [][]string{{"terminal.session"}}, func(t *testing.T) string {
 		master, slave := pty(t)
 		defer master.Close()
-		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^TestCallerWithTerminal$")
-		cmd.Env = append(append(os.Environ(), guard.Environ()...), "EXECUTOR_TEST_TERMINAL=1", programs.Env+"="+filepath.Dir(attacker))
-		cmd.Stdin, cmd.SysProcAttr = slave, &syscall.SysProcAttr{Setsid: true, Setctty: true}
-		out, err := cmd.Output()
-		slave.Close()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		_, reached, _ := strings.Cut(string(out), "said:")
-		reached, _, _ = strings.Cut(reached, "\n.")
-		return strings.TrimSpace(reached)
+		defer slave.Close()
+		return called(t, "TestCallerWithTerminal", "", slave, &syscall.SysProcAttr{Setsid: true, Setctty: true})
 	}},
+}
+
+// called runs a test of this package that is a caller of the executor, in a process of its own, and returns
+// what it has said a container reached.
+func called(t *testing.T, test, arg string, stdin *os.File, attr *syscall.SysProcAttr) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^"+test+"$")
+	cmd.Env = append(append(os.Environ(), guard.Environ()...), callerEnv+"="+test+" "+arg, programs.Env+"="+filepath.Dir(attacker))
+	if shared.long {
+		cmd.Env = append(cmd.Env, callerEnv+"_LONG=1")
+	}
+	cmd.Stdin, cmd.SysProcAttr = stdin, attr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	_, reached, ok := strings.Cut(string(out), "said:")
+	reached, _, end := strings.Cut(reached, "\n.\n")
+	if !ok || !end {
+		t.Fatalf("%s ended without a word: %s", test, out)
+	}
+	return strings.TrimSpace(reached)
+}
+
+const callerEnv = "EXECUTOR_TEST_CALLER"
+
+// caller runs fn where the process is one that called made for the test, and says what it returns.
+func caller(t *testing.T, fn func(arg string) (reached string)) {
+	t.Helper()
+	test, arg, _ := strings.Cut(os.Getenv(callerEnv), " ")
+	if test != t.Name() {
+		return // not that process
+	}
+	if os.Getenv(callerEnv+"_LONG") != "" {
+		defer byInit()()
+	}
+	fmt.Printf("said:%s\n.\n", fn(arg))
 }
 
 // TestCallerWithTerminal is a caller of the executor with a controlling terminal, which it
 // gives to the container as standard input.
 func TestCallerWithTerminal(t *testing.T) {
-	if os.Getenv("EXECUTOR_TEST_TERMINAL") == "" {
-		return // not that caller
-	}
-	if f, err := os.Open("/dev/tty"); err != nil {
-		t.Fatal("the caller has no terminal: ", err)
-	} else {
-		f.Close()
-	}
-	out, err := attempt(t, []string{"tty"}, func(s *specs.Spec, c *Config) { c.Stdin = os.Stdin })
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Printf("said:%s\n.\n", out)
+	caller(t, func(string) string {
+		if f, err := os.Open("/dev/tty"); err != nil {
+			t.Fatal("the caller has no terminal: ", err)
+		} else {
+			f.Close()
+		}
+		out, err := attempt(t, []string{"tty"}, func(s *specs.Spec, c *Config) { c.Stdin = os.Stdin })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	})
 }
 
 // onThread runs fn on a thread whose credentials it may change.

@@ -343,6 +343,11 @@ func (s *straight) symlink(target, path string) bool {
 // pivot makes the container's root the process's.
 func (s *straight) pivot() {
 	p := &s.program
+	if guards.NamespaceRoot.On() {
+		ns := s.opens(unix.SYS_OPENAT, s.proc, p.String("self/ns/mnt"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		p.Call(unix.SYS_SETNS, ns, unix.CLONE_NEWNS)
+		s.closes(ns)
+	}
 	dot := p.String(".")
 	p.Call(unix.SYS_FCHDIR, s.root)
 	p.Call(unix.SYS_PIVOT_ROOT, dot, dot)

@@ -144,6 +144,9 @@ func newUserNS(uids, gids idMap) (*userNS, error) {
 		u.file, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
 		return err
 	})
+	if errors.Is(err, unix.EPERM) {
+		err = fmt.Errorf("%w (the kernel makes none for who is in a chroot, nor where kernel.unprivileged_userns_clone forbids it; nsenter(1) and pivot_root(8) do without a chroot)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make user namespace: %w", err)
 	}

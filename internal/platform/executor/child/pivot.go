@@ -27,8 +27,35 @@ func (s *state) enter(i int, at string) *fail {
 	return failed(err, at)
 }
 
+// ownRoot makes the root of its mount namespace the process's, which is another one than it has when the
+// caller is in a chroot(2). There pivot_root(2) would exchange the chroot's root alone: whoever joined the
+// namespace later would find himself outside of chroot and container, in the host's.
+// Entering the namespace that it is in already does that (setns(2)).
+func (s *state) ownRoot() *fail {
+	if !guards.NamespaceRoot.On() {
+		return nil
+	}
+	if f := s.openProc(); f != nil {
+		return f
+	}
+	const own = "self/ns/mnt"
+	fd, err := openAt(s.proc, own, unix.O_RDONLY, 0, 0)
+	if err != nil {
+		return failed(err, "/proc/"+own)
+	}
+	defer unix.Close(fd)
+	f := s.setns(fd, unix.CLONE_NEWNS, "the container's mount namespace")
+	if f != nil && f.errno == unix.EPERM {
+		f.hint = "it takes CAP_SYS_CHROOT and CAP_SYS_ADMIN; give the caller both"
+	}
+	return f
+}
+
 // pivot makes the container's root the process's, and lets go of the host's mounts.
 func (s *state) pivot() *fail {
+	if f := s.ownRoot(); f != nil {
+		return f
+	}
 	if err := unix.Fchdir(s.root); err != nil {
 		return failed(err, "")
 	}
@@ -55,6 +82,9 @@ func (s *state) pivot() *fail {
 // except those that the owner of a user namespace may not touch, which stay covered. The
 // initramfs itself stays below.
 func (s *state) moveRoot() *fail {
+	if f := s.ownRoot(); f != nil {
+		return f
+	}
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return failed(err, "/")

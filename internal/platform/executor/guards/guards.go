@@ -42,6 +42,9 @@ var (
 var (
 	// OldRoot: the host's mounts are not below the container's root.
 	OldRoot = guard.New("mounts.old-root-detached")
+	// NamespaceRoot: the container's root is that of its mount namespace, so that who joins it stands there
+	// too, when the caller is in a chroot(2).
+	NamespaceRoot = guard.New("mounts.namespace-root")
 	// Slave: no mount of the container reaches the host.
 	Slave = guard.New("mounts.slave")
 	// RealProc: /proc and /sys are mounted on real directories, not where a link leads.
