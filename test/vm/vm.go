@@ -56,8 +56,7 @@ type Options struct {
 	KernelArgs []string
 	// Timeout ends the machine; 0 is ten minutes. It counts besides the context.
 	Timeout time.Duration
-	// Silence ends a machine that for so long neither gets ready nor prints anything that a command
-	// has for Stdout or Stderr; 0 is four minutes. The usual is seconds.
+	// Silence ends a machine whose command has printed nothing for so long; 0 is four minutes.
 	Silence time.Duration
 }
 
@@ -88,20 +87,33 @@ type Machine struct {
 	port           net.Conn // to the guest
 	qemu           *exec.Cmd
 	console, fsLog tail
+	silence        time.Duration // after which it is ended
 	done           chan struct{} // both processes have ended
 }
+
+// patience is how long a boot may take, which is eight seconds where nothing else runs.
+var patience = 2 * time.Minute
 
 // Boot starts a machine and waits until commands can run in it. It lives until Close or
 // Kill, or the end of ctx, and no longer than this process. After Close and Kill no
 // process and no file of it is left.
-func Boot(ctx context.Context, o Options) (_ *Machine, err error) {
+func Boot(ctx context.Context, o Options) (m *Machine, err error) {
+	for range 2 { // an emulated kernel hangs in its boot once in some hundred times
+		if m, err = start(ctx, o); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+	}
+	return m, err
+}
+
+func start(ctx context.Context, o Options) (_ *Machine, err error) {
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Minute
 	}
 	if o.Silence == 0 {
 		o.Silence = 4 * time.Minute
 	}
-	m := &Machine{o: o, done: make(chan struct{})}
+	m := &Machine{o: o, silence: patience, done: make(chan struct{})}
 	m.ctx, m.cancel = context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the machine did not end within %s", o.Timeout))
 	defer func() {
 		if err != nil {
@@ -142,8 +154,10 @@ func Boot(ctx context.Context, o Options) (_ *Machine, err error) {
 	}
 	if err != nil {
 		m.Kill()
+		return nil, err
 	}
-	return m, err
+	m.silence = o.Silence
+	return m, nil
 }
 
 // Run runs a command and returns its exit code: 128 plus the number for one that a signal
@@ -170,7 +184,7 @@ func (m *Machine) Run(c Command) (code int, err error) {
 // receive takes frames up to one of that kind.
 func (m *Machine) receive(kind byte, stdout, stderr io.Writer) (s boot.Status, err error) {
 	for {
-		m.port.SetReadDeadline(time.Now().Add(m.o.Silence))
+		m.port.SetReadDeadline(time.Now().Add(m.silence))
 		k, content, err := boot.ReadFrame(m.port)
 		if err != nil {
 			return s, m.why(err)
@@ -192,7 +206,7 @@ func (m *Machine) why(err error) error {
 	m.Kill()
 	switch {
 	case cause == nil && errors.Is(err, os.ErrDeadlineExceeded):
-		cause = fmt.Errorf("the machine has said nothing for %s, and was ended", m.o.Silence)
+		cause = fmt.Errorf("the machine has said nothing for %s, and was ended (%w)", m.silence, err)
 	case cause == nil:
 		cause = fmt.Errorf("the machine ended without a word (%s: %v, %w); virtiofsd: %s", m.tools.qemu, m.qemu.ProcessState, err, m.fsLog.String())
 	}

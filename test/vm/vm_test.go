@@ -115,14 +115,18 @@ func TestSilent(t *testing.T) {
 	}
 	t.Setenv("TMPDIR", t.TempDir())
 	var out bytes.Buffer
-	m, err := Boot(context.Background(), Options{})
+	m, err := Boot(context.Background(), Options{Silence: 4 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.o.Silence = 4 * time.Second // the boot takes longer
 	code, err := m.Run(Command{Argv: []string{"/bin/sh", "-c", "sleep 2; echo one; sleep 2; echo two; exec sleep 600"}, Stdout: &out})
 	if err == nil || !strings.Contains(err.Error(), "said nothing for 4s") || !strings.Contains(err.Error(), "console") || out.String() != "one\ntwo\n" {
 		t.Errorf("code %d, %v, %q", code, err, &out)
+	}
+	defer func(d time.Duration) { patience = d }(patience)
+	patience = 100 * time.Millisecond
+	if _, err := Boot(context.Background(), Options{}); err == nil || !strings.Contains(err.Error(), "boot a machine: the machine has said nothing for 100ms") {
+		t.Errorf("a boot that hangs: %v", err)
 	}
 	if l := left(t); len(l) > 0 {
 		t.Errorf("left: %q", l)
