@@ -179,7 +179,7 @@ func makeDelegated(mount, rel string, made *[]string, want, rest []string) error
 	}
 	parent := filepath.Dir(mount + rel)
 	var err error = unix.ENOENT
-	if hands(parent, want, rest) {
+	if on, e := read(parent, "cgroup.subtree_control"); e == nil && len(among(want, on, true))+len(among(rest, on, true)) == 0 {
 		before := len(*made)
 		err = makeDir(parent, mount+rel, made, func(string, string) error { return nil })
 		if len(*made) > before {
@@ -201,24 +201,15 @@ func delegate(mount, rel string, want, rest []string) error {
 	if len(want)+len(rest) == 0 {
 		return nil
 	}
-	parent := filepath.Dir(mount + rel)
-	if !hands(parent, want, rest) {
-		above := mount
-		for name := range strings.SplitSeq(rel[1:], "/") {
-			if err := enable(above, want, rest); err != nil {
-				return err
-			}
-			above += "/" + name
+	above := mount
+	for name := range strings.SplitSeq(rel[1:], "/") {
+		if err := enable(above, want, rest); err != nil {
+			return err
 		}
+		above += "/" + name
 	}
-	settle(parent)
+	settle(filepath.Dir(mount + rel))
 	return nil
-}
-
-// hands tells whether a cgroup2 group hands all these controllers to its children.
-func hands(parent string, want, rest []string) bool {
-	on, err := read(parent, "cgroup.subtree_control")
-	return err == nil && len(among(want, on, true))+len(among(rest, on, true)) == 0
 }
 
 // settle waits until whoever is handing controllers to the children of a cgroup2 group has done so: the
